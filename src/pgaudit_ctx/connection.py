@@ -1,0 +1,112 @@
+"""Connections of the worker's side, and what PostgreSQL's refusals mean in plain words."""
+
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+
+from pgaudit_ctx.errors import AuditError, ConnectionFailed, DatabaseError, UsageError
+from pgaudit_ctx.urls import libpq_url
+
+FIXED_SETTINGS: Final = {
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "search_path": "pg_catalog",
+}
+"""Session settings under which values are printed, whatever the database's defaults are."""
+
+
+def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any, ...]]:
+    """Connect in autocommit mode, with UTF-8 and the fixed settings.
+
+    Args:
+        url: In libpq's or SQLAlchemy's form.
+        place: ``"source"`` or ``"destination"``, for messages and ``application_name``.
+        **extra: Further libpq parameters, such as ``replication="database"``.
+
+    Returns:
+        An open connection.
+
+    Raises:
+        ConnectionFailed: If no connection can be made; the message says what to do.
+        UsageError: If the URL cannot be read.
+    """
+    conninfo = libpq_url(url)
+    try:
+        given = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        raise UsageError(
+            f"the {place}'s URL cannot be read: it must look like "
+            "postgresql://user:password@host:5432/database, with special characters of the "
+            "password percent-encoded"
+        ) from None
+    options = [str(given["options"])] if given.get("options") else []
+    options += [f"-c {name}={value}" for name, value in FIXED_SETTINGS.items()]
+    parameters = {
+        "application_name": f"pgaudit_ctx {place}",
+        "connect_timeout": 10,
+        **{name: value for name, value in given.items() if value is not None},
+        **extra,
+        "client_encoding": "UTF8",
+        "options": " ".join(options),
+    }
+    try:
+        return psycopg.connect(autocommit=True, **parameters)
+    except psycopg.OperationalError as error:
+        raise ConnectionFailed(_why_no_connection(error, place, given)) from None
+
+
+def _why_no_connection(
+    error: psycopg.OperationalError, place: str, given: dict[str, Any]
+) -> str:
+    said = " ".join(str(error).split())
+    where = (
+        f"the {place} (host {given.get('host', 'local socket')}, "
+        f"database {given.get('dbname', '-')}, user {given.get('user', '-')})"
+    )
+    low = said.lower()
+    if "password authentication failed" in low or "no password supplied" in low:
+        remedy = "check user and password in its URL"
+    elif "does not exist" in low and "database" in low:
+        remedy = "check the database's name in its URL, or create it with createdb"
+    elif "role" in low and "does not exist" in low:
+        remedy = "check the user in its URL"
+    elif "no pg_hba.conf entry" in low:
+        remedy = "allow this user and address in the server's pg_hba.conf, and reload it"
+    elif "could not translate host name" in low or "failed to resolve host" in low:
+        remedy = "check the host in its URL"
+    elif "permission denied" in low or "must be superuser or replication role" in low:
+        remedy = "give the user the right: ALTER ROLE … REPLICATION"
+    else:
+        remedy = "check that the server runs and that host and port in its URL are right"
+    return f"cannot connect to {where}: {said}. Remedy: {remedy}"
+
+
+def refusal(error: psycopg.Error, doing: str) -> AuditError:
+    """Describe what a server refused, without the row values its message may quote.
+
+    Args:
+        error: What psycopg raised.
+        doing: What was being done, as in "cannot … :".
+
+    Returns:
+        An error to raise, with SQLSTATE and, where there is one, constraint and primary message.
+    """
+    diag = error.diag
+    state = diag.sqlstate or "no SQLSTATE"
+    if isinstance(error, errors.InsufficientPrivilege):
+        return DatabaseError(
+            f"cannot {doing}: {diag.message_primary} (SQLSTATE {state}). Remedy: run it as the "
+            "owner or as a superuser, or have the missing right granted"
+        )
+    if isinstance(error, errors.DataError | errors.IntegrityError):
+        named = f", constraint {diag.constraint_name}" if diag.constraint_name else ""
+        return DatabaseError(f"cannot {doing}: SQLSTATE {state}{named}")
+    said = diag.message_primary or " ".join(str(error).split())
+    return DatabaseError(f"cannot {doing}: {said} (SQLSTATE {state})")
+
+

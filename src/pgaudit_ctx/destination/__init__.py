@@ -1,0 +1,1 @@
+"""The trail: its schema, what is written beside the changes, and the sink."""

@@ -1,0 +1,124 @@
+"""Rows of ``changes`` in PostgreSQL's binary COPY format; pure.
+
+PostgreSQL documentation: "COPY", section "Binary Format". Binary, because then times and positions
+need no text on either side, and JSON needs no second escaping.
+"""
+
+import struct
+from typing import Final
+
+from pgaudit_ctx.wal.pgoutput import Begin
+from pgaudit_ctx.wal.stitcher import CapturedChange
+from pgaudit_ctx.wal.table import CapturedTable, Key
+
+COLUMNS: Final = (
+    "source",
+    "epoch",
+    "commit_lsn",
+    "transaction_id",
+    "committed_at",
+    "ordinal",
+    "operation",
+    "schema_name",
+    "table_name",
+    "relation_oid",
+    "primary_key",
+    "previous_key",
+    "before",
+    "after",
+    "context",
+)
+"""The columns that are sent, in the order in which they are; the rest have defaults."""
+
+HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+TRAILER: Final = b"\xff\xff"
+
+_NULL: Final = b"\xff\xff\xff\xff"
+_TEXT_OID: Final = 25
+_I16: Final = struct.Struct(">h")
+_LENGTH: Final = struct.Struct(">i")
+_TRANSACTION: Final = struct.Struct(">iiiQiqiq")
+_ORDINAL: Final = struct.Struct(">iq")
+_OID: Final = struct.Struct(">iI")
+_JSONB: Final = struct.Struct(">iB")
+_ARRAY: Final = struct.Struct(">iiiIii")
+_JSONB_VERSION: Final = 1
+
+
+class RowEncoder:
+    """Encodes changes of one source and epoch, one transaction after the other.
+
+    Args:
+        source: The source's name.
+        epoch: The epoch.
+    """
+
+    def __init__(self, source: str, epoch: int) -> None:
+        self._lead = _I16.pack(len(COLUMNS)) + _field(source.encode())
+        self._epoch = epoch
+        self._head = b""
+        self._tables: dict[tuple[CapturedTable, str], bytes] = {}
+        self._context: tuple[str | None, bytes] = (None, _NULL)
+
+    def begin(self, transaction: Begin) -> None:
+        """Take over what all rows of a transaction share."""
+        self._head = self._lead + _TRANSACTION.pack(
+            4,
+            self._epoch,
+            8,
+            transaction.final_lsn,
+            8,
+            transaction.xid,
+            8,
+            transaction.committed_at,
+        )
+        self._tables.clear()
+
+    def encode(self, change: CapturedChange) -> bytes:
+        """Encode one row of the current transaction."""
+        _, operation, table, key, previous_key, before, after, context = change
+        about = self._tables.get((table, operation))
+        if about is None:
+            about = self._tables[table, operation] = _about(table, operation)
+        if context != self._context[0]:
+            self._context = (context, _jsonb(context))
+        return b"".join(
+            (
+                self._head,
+                _ORDINAL.pack(8, change.ordinal),
+                about,
+                _NULL if key is None else _text_array(key),
+                _NULL if previous_key is None else _text_array(previous_key),
+                _NULL if before is None else _jsonb(before),
+                _NULL if after is None else _jsonb(after),
+                self._context[1],
+            )
+        )
+
+
+def _about(table: CapturedTable, operation: str) -> bytes:
+    return b"".join(
+        (
+            _field(operation.encode()),
+            _field(table.schema.encode()),
+            _field(table.name.encode()),
+            _OID.pack(4, table.oid),
+        )
+    )
+
+
+def _field(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value)) + value
+
+
+def _jsonb(text: str | None) -> bytes:
+    if text is None:
+        return _NULL
+    data = text.encode()
+    return _JSONB.pack(len(data) + 1, _JSONB_VERSION) + data
+
+
+def _text_array(values: Key) -> bytes:
+    content = b"".join([_field(value) for value in values])
+    # Length of the field, one dimension, no NULLs, element type, number of elements, lower bound.
+    return _ARRAY.pack(20 + len(content), 1, 0, _TEXT_OID, len(values), 1) + content

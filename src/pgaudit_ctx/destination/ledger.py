@@ -1,0 +1,210 @@
+"""What is written beside the changes: checkpoint, epochs, coverage, tracked tables, operations."""
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from pgaudit_ctx.destination.schema import Connection
+from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
+
+
+class Checkpoint(NamedTuple):
+    """How far a source is captured, and which database it was.
+
+    ``end_lsn`` is what may be acknowledged; ``commit_lsn`` belongs to the last stored transaction.
+    """
+
+    slot: str
+    epoch: int
+    commit_lsn: int
+    end_lsn: int
+    system_identifier: int
+    timeline: int
+    database_oid: int
+
+
+class CoveredTable(NamedTuple):
+    """One table that is captured from now on; ``identity`` as in ``pg_class.relreplident``."""
+
+    schema: str
+    name: str
+    oid: int
+    key_columns: list[str]
+    identity: str
+
+
+_IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "INDEX"}
+
+
+def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
+    """Read how far a source is captured; ``None`` before its first capture."""
+    row = connection.execute(
+        "SELECT slot, epoch, commit_lsn::text, end_lsn::text, system_identifier, timeline,"
+        " database_oid FROM pgaudit_ctx.checkpoints WHERE source = %s",
+        [source],
+    ).fetchone()
+    if row is None:
+        return None
+    slot, epoch, commit_lsn, end_lsn, *identity = row
+    return Checkpoint(slot, epoch, parse_lsn(commit_lsn), parse_lsn(end_lsn), *identity)
+
+
+def open_trail(connection: Connection, source: str, first: Checkpoint) -> None:
+    """Begin the first epoch of a source, with the checkpoint it begins at.
+
+    Args:
+        connection: To the destination, inside a transaction of the caller's or in autocommit mode.
+        source: The source's name.
+        first: Where capture begins.
+    """
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO pgaudit_ctx.epochs"
+            " (source, epoch, system_identifier, timeline, from_lsn, cause, clean)"
+            " VALUES (%s, %s, %s, %s, %s, 'first capture', true)",
+            [
+                source,
+                first.epoch,
+                first.system_identifier,
+                first.timeline,
+                format_lsn(first.end_lsn),
+            ],
+        )
+        connection.execute(
+            "INSERT INTO pgaudit_ctx.checkpoints (source, slot, epoch, commit_lsn, end_lsn,"
+            " system_identifier, timeline, database_oid) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                source,
+                first.slot,
+                first.epoch,
+                format_lsn(first.commit_lsn),
+                format_lsn(first.end_lsn),
+                first.system_identifier,
+                first.timeline,
+                first.database_oid,
+            ],
+        )
+
+
+def advance_checkpoint(
+    connection: Connection, source: str, *, end_lsn: int, commit_lsn: int | None = None
+) -> None:
+    """Move a source's checkpoint forward, in the caller's transaction.
+
+    Args:
+        connection: To the destination.
+        source: The source's name.
+        end_lsn: What may be acknowledged once this is committed.
+        commit_lsn: The last stored transaction, if there is a new one.
+    """
+    connection.execute(
+        "UPDATE pgaudit_ctx.checkpoints SET commit_lsn = coalesce(%s::pg_lsn, commit_lsn),"
+        " end_lsn = %s, updated_at = clock_timestamp() WHERE source = %s",
+        [None if commit_lsn is None else format_lsn(commit_lsn), format_lsn(end_lsn), source],
+    )
+
+
+def record_coverage(
+    connection: Connection,
+    source: str,
+    epoch: int,
+    lsn: int,
+    time: dt.datetime,
+    publication: str,
+    tables: Iterable[CoveredTable],
+) -> None:
+    """Open an interval of coverage for each table that has none, and close those that ended.
+
+    Args:
+        connection: To the destination.
+        source: The source's name.
+        epoch: The current epoch.
+        lsn: Where the intervals begin, or end.
+        time: The source's clock there.
+        publication: The publication that sends the tables.
+        tables: Every table that is captured now.
+    """
+    known = {
+        (oid, identity, tuple(keys), schema, name)
+        for oid, identity, keys, schema, name in connection.execute(
+            "SELECT relation_oid, identity, key_columns, schema_name, table_name"
+            " FROM pgaudit_ctx.coverage WHERE source = %s AND epoch = %s AND to_lsn IS NULL",
+            [source, epoch],
+        )
+    }
+    current = {
+        (t.oid, _IDENTITIES[t.identity], tuple(t.key_columns), t.schema, t.name) for t in tables
+    }
+    with connection.transaction(), connection.cursor() as cursor:
+        for oid, *_ in known - current:
+            cursor.execute(
+                "UPDATE pgaudit_ctx.coverage SET to_lsn = greatest(%s::pg_lsn, from_lsn),"
+                " to_time = %s WHERE source = %s AND epoch = %s"
+                " AND relation_oid = %s AND to_lsn IS NULL",
+                [format_lsn(lsn), time, source, epoch, oid],
+            )
+        for oid, identity, keys, schema, name in sorted(current - known):
+            cursor.execute(
+                "INSERT INTO pgaudit_ctx.coverage (source, epoch, schema_name, table_name,"
+                " relation_oid, from_lsn, from_time, key_columns, identity, publication)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (source, epoch, relation_oid, from_lsn) DO UPDATE SET"
+                " schema_name = excluded.schema_name, table_name = excluded.table_name,"
+                " key_columns = excluded.key_columns, identity = excluded.identity,"
+                " to_lsn = NULL, to_time = NULL",
+                [
+                    source,
+                    epoch,
+                    schema,
+                    name,
+                    oid,
+                    format_lsn(lsn),
+                    time,
+                    list(keys),
+                    identity,
+                    publication,
+                ],
+            )
+
+
+def record_tracked(
+    connection: Connection, source: str, decisions: Iterable[tuple[str, str, str, str]]
+) -> None:
+    """Remember what setup decided for each table; the first ``identity_before`` stays.
+
+    Args:
+        connection: To the destination.
+        source: The source's name.
+        decisions: Schema, table, identity now and before, as in ``pg_class.relreplident``.
+    """
+    with connection.cursor() as cursor:
+        for schema, table, identity, before in decisions:
+            cursor.execute(
+                "INSERT INTO pgaudit_ctx.tracked"
+                " (source, schema_name, table_name, identity, identity_before)"
+                " VALUES (%s, %s, %s, %s, %s)"
+                " ON CONFLICT (source, schema_name, table_name)"
+                " DO UPDATE SET identity = excluded.identity",
+                [source, schema, table, _IDENTITIES[identity], _IDENTITIES[before]],
+            )
+
+
+def record_operation(
+    connection: Connection, command: str, arguments: Mapping[str, object], result: str
+) -> None:
+    """Write down what a person did to the trail.
+
+    Args:
+        connection: To the destination; its role is the actor.
+        command: The command's name.
+        arguments: Without passwords: never a URL.
+        result: What came of it, in words.
+    """
+    connection.execute(
+        "INSERT INTO pgaudit_ctx.operations (actor, command, arguments, result)"
+        " VALUES (current_user, %s, %s, %s)",
+        [command, json.dumps(dict(arguments)), result],
+    )
+
+

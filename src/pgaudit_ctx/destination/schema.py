@@ -1,0 +1,153 @@
+"""Creates and upgrades the schema ``pgaudit_ctx`` of the destination."""
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import sql
+
+from pgaudit_ctx.connection import refusal
+from pgaudit_ctx.errors import DestinationNotReady
+
+Connection: TypeAlias = psycopg.Connection[Any]
+PartitionUnit: TypeAlias = Literal["month", "quarter", "year"]
+
+OLDEST_VERSION: Final = 14_00_00
+_FILE: Final = re.compile(r"^(\d{4})_(\w+)\.sql$")
+
+BOOTSTRAP: Final = """\
+CREATE SCHEMA IF NOT EXISTS pgaudit_ctx;
+CREATE TABLE IF NOT EXISTS pgaudit_ctx.migrations (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+"""
+
+
+class Migration(NamedTuple):
+    """One numbered file of the folder ``migrations``."""
+
+    number: int
+    name: str
+    statements: str
+
+
+def migrations() -> Sequence[Migration]:
+    """Read the migrations of this version, in order."""
+    found = []
+    for entry in (files("pgaudit_ctx.destination") / "migrations").iterdir():
+        match = _FILE.match(entry.name)
+        if match is not None:
+            found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
+    return sorted(found)
+
+
+def script(unit: PartitionUnit) -> str:
+    """Write out what a new destination needs, for ``setup --print-sql``."""
+    parts = [BOOTSTRAP]
+    for migration in migrations():
+        parts += [migration.statements, f"{_recorded(migration)};\n"]
+    parts.append(
+        f"INSERT INTO pgaudit_ctx.partitioning (unit) VALUES ('{unit}') ON CONFLICT DO NOTHING;\n"
+        "SELECT pgaudit_ctx.ensure_partition(now());\n"
+        f"SELECT pgaudit_ctx.ensure_partition(now() + interval '{_ahead(unit)}');\n"
+    )
+    return "\n".join(parts)
+
+
+def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
+    """Bring the schema to this version; safe to run twice and by several at once.
+
+    Args:
+        connection: To the destination, in autocommit mode.
+        unit: How long a time one partition covers, if the schema is new.
+
+    Returns:
+        The names of the migrations that were applied.
+
+    Raises:
+        DestinationNotReady: If the server is too old or the schema is newer than this package.
+        DatabaseError: If the server refuses.
+    """
+    version = connection.info.server_version
+    if version < OLDEST_VERSION:
+        raise DestinationNotReady(
+            f"the destination runs PostgreSQL {version // 10000}, and 14 is the oldest that can "
+            "hold the trail. Remedy: choose a newer server with --destination"
+        )
+    applied = []
+    try:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('pgaudit_ctx.migrate'))")
+            connection.execute(BOOTSTRAP)
+            done = {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
+            _refuse_newer(done)
+            for migration in migrations():
+                if migration.number in done:
+                    continue
+                connection.execute(sql.SQL(migration.statements))  # type: ignore[arg-type]
+                connection.execute(sql.SQL(_recorded(migration)))  # type: ignore[arg-type]
+                applied.append(migration.name)
+            connection.execute(
+                "INSERT INTO pgaudit_ctx.partitioning (unit) VALUES (%s) ON CONFLICT DO NOTHING",
+                [unit],
+            )
+        attach_ahead(connection)
+    except psycopg.Error as error:
+        raise refusal(error, "create the trail's schema in the destination") from None
+    return applied
+
+
+def check_schema(connection: Connection) -> None:
+    """Refuse a destination whose schema is missing or not of this version.
+
+    Raises:
+        DestinationNotReady: With the remedy.
+    """
+    exists = connection.execute("SELECT to_regclass('pgaudit_ctx.migrations')").fetchone()
+    if exists is None or exists[0] is None:
+        raise DestinationNotReady(
+            "the destination has no schema pgaudit_ctx. Remedy: run pgaudit-ctx setup "
+            "(or setup --only destination)"
+        )
+    done = {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
+    _refuse_newer(done)
+    missing = [m.name for m in migrations() if m.number not in done]
+    if missing:
+        raise DestinationNotReady(
+            f"the destination's schema lacks the migrations {', '.join(missing)}. Remedy: run "
+            "pgaudit-ctx setup --only destination"
+        )
+
+
+def attach_ahead(connection: Connection) -> None:
+    """Attach the partitions of now and of the time after, each in its own transaction."""
+    row = connection.execute("SELECT unit FROM pgaudit_ctx.partitioning").fetchone()
+    assert row is not None  # noqa: S101 - migrate() inserts it together with the table
+    connection.execute("SELECT pgaudit_ctx.ensure_partition(now())")
+    connection.execute(
+        "SELECT pgaudit_ctx.ensure_partition(now() + %s::interval)", [_ahead(row[0])]
+    )
+
+
+def _ahead(unit: str) -> str:
+    return "3 months" if unit == "quarter" else f"1 {unit}"
+
+
+def _recorded(migration: Migration) -> str:
+    return (
+        "INSERT INTO pgaudit_ctx.migrations (number, name) "
+        f"VALUES ({migration.number}, '{migration.name}')"
+    )
+
+
+def _refuse_newer(done: set[int]) -> None:
+    newest = max((m.number for m in migrations()), default=0)
+    if done and max(done) > newest:
+        raise DestinationNotReady(
+            f"the destination's schema has migration {max(done)}, this package knows {newest}. "
+            "Remedy: upgrade pgaudit-ctx"
+        )

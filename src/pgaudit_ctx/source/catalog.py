@@ -1,0 +1,178 @@
+"""What the source's catalog says: tables, keys, domains, publication, slot."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg.rows import class_row
+
+from pgaudit_ctx.wal.lsn import parse_lsn
+from pgaudit_ctx.wal.pgoutput import Relation
+from pgaudit_ctx.wal.table import TableFacts
+
+Connection: TypeAlias = psycopg.Connection[Any]
+
+_FIRST_USER_OID: Final = 16384
+
+_KEY_COLUMNS: Final = """
+    coalesce((
+        SELECT array_agg(a.attname::text ORDER BY k.place)
+        FROM pg_index i
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+        WHERE i.indrelid = {table} AND i.indisprimary AND k.place <= i.indnkeyatts
+    ), '{{}}')"""
+
+_FACTS: Final = f"""
+    SELECT root.oid, n.nspname::text, root.relname::text, {_KEY_COLUMNS.format(table="root.oid")}
+    FROM pg_class c
+    JOIN pg_class root ON root.oid = coalesce(pg_partition_root(c.oid)::oid, c.oid)
+    JOIN pg_namespace n ON n.oid = root.relnamespace
+    WHERE c.oid = %s"""
+
+_BASE_TYPES: Final = """
+    WITH RECURSIVE domain(oid, base) AS (
+        SELECT t.oid, t.typbasetype FROM pg_type t WHERE t.oid = ANY(%s::oid[]) AND t.typtype = 'd'
+        UNION ALL
+        SELECT d.oid, t.typbasetype FROM domain d JOIN pg_type t ON t.oid = d.base
+        WHERE t.typtype = 'd'
+    )
+    SELECT d.oid, d.base FROM domain d JOIN pg_type t ON t.oid = d.base WHERE t.typtype <> 'd'"""
+
+_TABLES: Final = f"""
+    SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
+        c.relkind = 'p' AS partitioned, c.relispartition AS partition,
+        c.relpersistence = 'u' AS unlogged, c.relreplident::text AS identity,
+        {_KEY_COLUMNS.format(table="c.oid")} AS key_columns,
+        EXISTS (
+            SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+            WHERE r.prrelid = c.oid AND p.pubname = %(publication)s
+        ) OR EXISTS (
+            SELECT FROM pg_publication_tables pt WHERE pt.pubname = %(publication)s
+            AND pt.schemaname = n.nspname AND pt.tablename = c.relname
+        ) AS published,
+        EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+        ) AS virtual_columns
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgaudit_ctx')
+        AND n.nspname !~ '^pg_'
+        AND NOT EXISTS (
+            SELECT FROM pg_depend d
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+        )
+    ORDER BY n.nspname, c.relname"""
+
+
+class SourceTable(NamedTuple):
+    """One table of the audited database, as its catalog describes it now.
+
+    ``identity`` is ``pg_class.relreplident``: ``f`` FULL, ``d`` default, ``n`` nothing, ``i`` index.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    partitioned: bool
+    partition: bool
+    unlogged: bool
+    identity: str
+    key_columns: list[str]
+    published: bool
+    virtual_columns: bool
+
+    @property
+    def qualified(self) -> str:
+        """The name to show: ``schema.table``."""
+        return f"{self.schema}.{self.name}"
+
+
+class SlotState(NamedTuple):
+    """A logical replication slot: ``confirmed_flush`` is how far it has been acknowledged."""
+
+    plugin: str
+    database: str
+    active_pid: int | None
+    confirmed_flush: int
+    wal_status: str | None
+
+
+class Identity(NamedTuple):
+    """Which database this is, and where its log stands."""
+
+    system_identifier: int
+    timeline: int
+    database: str
+    database_oid: int
+
+
+class Position(NamedTuple):
+    """A place in the log, and the source's clock when it was there."""
+
+    lsn: int
+    time: dt.datetime
+
+
+def read_facts(connection: Connection, relation: Relation) -> TableFacts | None:
+    """Look up what a Relation message does not say; ``None`` if the table is gone."""
+    row = connection.execute(_FACTS, [relation.oid]).fetchone()
+    if row is None:
+        return None
+    oid, schema, name, key_columns = row
+    own_types = [c.type_oid for c in relation.columns if c.type_oid >= _FIRST_USER_OID]
+    base_types = (
+        dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
+    )
+    return TableFacts(oid, schema, name, tuple(key_columns), base_types)
+
+
+def read_tables(connection: Connection, publication: str) -> Sequence[SourceTable]:
+    """List every ordinary and partitioned table outside of system schemas and extensions."""
+    with connection.cursor(row_factory=class_row(SourceTable)) as cursor:
+        return cursor.execute(_TABLES, {"publication": publication}).fetchall()
+
+
+def read_slot(connection: Connection, slot: str) -> SlotState | None:
+    """Look up a replication slot; ``None`` if there is none of that name."""
+    row = connection.execute(
+        "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status"
+        " FROM pg_replication_slots WHERE slot_name = %s",
+        [slot],
+    ).fetchone()
+    if row is None:
+        return None
+    plugin, database, active_pid, confirmed_flush, wal_status = row
+    return SlotState(
+        plugin, database, active_pid, parse_lsn(confirmed_flush or "0/0"), wal_status
+    )
+
+
+def publication_exists(connection: Connection, publication: str) -> bool:
+    """Say whether there is a publication of that name."""
+    found = connection.execute(
+        "SELECT 1 FROM pg_publication WHERE pubname = %s", [publication]
+    ).fetchone()
+    return found is not None
+
+
+def read_identity(connection: Connection) -> Identity:
+    """Say which database this is; needs PostgreSQL's control file functions, open to everyone."""
+    row = connection.execute(
+        "SELECT s.system_identifier, c.timeline_id, d.datname::text, d.oid"
+        " FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d"
+        " WHERE d.datname = current_database()"
+    ).fetchone()
+    assert row is not None  # noqa: S101 - the current database exists
+    return Identity(*row)
+
+
+def read_position(connection: Connection) -> Position:
+    """Say up to where something has been written to the log by now."""
+    row = connection.execute(
+        "SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()"
+    ).fetchone()
+    assert row is not None  # noqa: S101 - functions without FROM give one row
+    return Position(parse_lsn(row[0]), row[1])

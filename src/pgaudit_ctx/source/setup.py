@@ -1,0 +1,229 @@
+"""What setup does to the source: a plan made from the catalog, pure, and then its execution.
+
+Order matters. REPLICA IDENTITY comes before publishing, because a published table without an
+identity makes the application's own UPDATE fail. The publication comes before the slot, because a
+slot decodes with the catalog as it was (PostgreSQL documentation: "Publication", "Replication
+Slots" and "ALTER TABLE … REPLICA IDENTITY").
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg import errors, sql
+
+from pgaudit_ctx.connection import refusal
+from pgaudit_ctx.errors import SourceNotReady
+from pgaudit_ctx.source.catalog import (
+    Connection,
+    SourceTable,
+    publication_exists,
+    read_slot,
+    read_tables,
+)
+
+OLDEST_VERSION: Final = 14_00_00
+_VERSION_WITH_GENERATED: Final = 18_00_00
+_LOCK_TIMEOUT: Final = "2s"
+_ATTEMPTS: Final = 5
+
+
+class Step(NamedTuple):
+    """One statement, and what it is for; ``table`` where it needs a lock on one."""
+
+    statement: str
+    purpose: str
+    table: str | None = None
+
+
+class SourcePlan(NamedTuple):
+    """What is to be done, and what cannot be captured and why."""
+
+    steps: Sequence[Step]
+    captured: Sequence[SourceTable]
+    left_out: Sequence[tuple[str, str]]
+
+
+class SourceState(NamedTuple):
+    """What the plan is made from."""
+
+    server_version: int
+    tables: Sequence[SourceTable]
+    has_publication: bool
+    has_slot: bool
+
+
+def check_source(connection: Connection, slot: str) -> None:
+    """Refuse a server that cannot be captured.
+
+    Args:
+        connection: To the source.
+        slot: The slot that is or will be used.
+
+    Raises:
+        SourceNotReady: Naming the setting or the right that is missing, with the remedy.
+    """
+    version = connection.info.server_version
+    if version < OLDEST_VERSION:
+        raise SourceNotReady(
+            f"the source runs PostgreSQL {version // 10000}; logical decoding messages reach "
+            "pgoutput from PostgreSQL 14 on. Remedy: upgrade the server"
+        )
+    row = connection.execute(
+        "SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper,"
+        " current_user::text FROM pg_roles r WHERE r.rolname = current_user"
+    ).fetchone()
+    assert row is not None  # noqa: S101 - the current user exists
+    wal_level, in_recovery, may_replicate, user = row
+    if in_recovery:
+        raise SourceNotReady(
+            "the source is a standby, which cannot be set up. Remedy: use the primary's address"
+        )
+    if wal_level != "logical":
+        raise SourceNotReady(
+            f"the source has wal_level = {wal_level}, which does not carry row changes. Remedy: "
+            "ALTER SYSTEM SET wal_level = 'logical', then restart the server (on a managed "
+            "service: its parameter for logical replication, and a reboot)"
+        )
+    if not may_replicate:
+        raise SourceNotReady(
+            f"the role {user} may not replicate. Remedy, as a superuser: "
+            f"ALTER ROLE {sql.Identifier(user).as_string(connection)} REPLICATION"
+        )
+    state = read_slot(connection, slot)
+    if state is not None and (
+        state.plugin != "pgoutput" or state.database != connection.info.dbname
+    ):
+        raise SourceNotReady(
+            f"the slot {slot!r} belongs to database {state.database} and plugin {state.plugin}. "
+            "Remedy: choose another name with --slot"
+        )
+
+
+def read_state(connection: Connection, slot: str, publication: str) -> SourceState:
+    """Read from the catalog what the plan needs."""
+    return SourceState(
+        connection.info.server_version,
+        read_tables(connection, publication),
+        publication_exists(connection, publication),
+        read_slot(connection, slot) is not None,
+    )
+
+
+def plan(state: SourceState, slot: str, publication: str) -> SourcePlan:
+    """Decide what has to be done so that every table is captured; pure, and empty when all is.
+
+    Args:
+        state: What :func:`read_state` gave.
+        slot: The slot's name.
+        publication: The publication's name.
+
+    Returns:
+        The steps in order, the tables that will be captured, and those that cannot be.
+    """
+    steps: list[Step] = []
+    captured: list[SourceTable] = []
+    left_out: list[tuple[str, str]] = []
+    for table in state.tables:
+        reason = _cannot_be_captured(table)
+        if reason is not None:
+            left_out.append((table.qualified, reason))
+            continue
+        if table.identity != "f" and not table.virtual_columns:
+            steps.append(
+                Step(
+                    _text(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(_name(table))),
+                    f"old values of {table.qualified} reach the log",
+                    table.qualified,
+                )
+            )
+        if not table.partition:
+            captured.append(table)
+    missing = [table for table in captured if not table.published]
+    steps += _publishing(state, publication, missing)
+    if not state.has_slot:
+        create_slot = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput')")
+        steps.append(Step(_text(create_slot.format(sql.Literal(slot))), "the log is kept for us"))
+    return SourcePlan(steps, captured, left_out)
+
+
+def _publishing(state: SourceState, publication: str, missing: list[SourceTable]) -> list[Step]:
+    name = sql.Identifier(publication)
+    tables = sql.SQL(", ").join([_name(table) for table in missing])
+    if state.has_publication:
+        if not missing:
+            return []
+        add = sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, tables)
+        return [Step(_text(add), f"{len(missing)} more tables are sent")]
+    options = sql.SQL(
+        "publish_via_partition_root = true, publish_generated_columns = stored"
+        if state.server_version >= _VERSION_WITH_GENERATED
+        else "publish_via_partition_root = true"
+    )
+    create = (
+        sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(name, tables, options)
+        if missing
+        else sql.SQL("CREATE PUBLICATION {} WITH ({})").format(name, options)
+    )
+    return [Step(_text(create), f"{len(missing)} tables are sent")]
+
+
+def _cannot_be_captured(table: SourceTable) -> str | None:
+    if table.unlogged:
+        return "is UNLOGGED, so its changes never reach the write-ahead log"
+    if table.virtual_columns and not table.key_columns:
+        return (
+            "has virtual generated columns, which forbid REPLICA IDENTITY FULL, and no primary "
+            "key: publishing it would make the application's UPDATE fail"
+        )
+    return None
+
+
+def run(
+    connection: Connection, steps: Sequence[Step], report: Callable[[Step], None]
+) -> list[tuple[Step, str]]:
+    """Execute the steps, each in a short transaction of its own.
+
+    Args:
+        connection: To the source, in autocommit mode.
+        steps: From :func:`plan`.
+        report: Called before each step.
+
+    Returns:
+        The steps that could not get their lock in time, with the reason; the others are done.
+
+    Raises:
+        DatabaseError: If the server refuses one for another reason.
+    """
+    failed = []
+    for step in steps:
+        report(step)
+        try:
+            if step.table is None:
+                connection.execute(sql.SQL(step.statement))  # type: ignore[arg-type]
+            elif not _run_with_lock(connection, step):
+                failed.append((step, f"another session holds {step.table} locked"))
+        except psycopg.Error as error:
+            raise refusal(error, f"run {step.statement!r} on the source") from None
+    return failed
+
+
+def _run_with_lock(connection: Connection, step: Step) -> bool:
+    # Waiting for a lock makes everyone behind us wait too, so each wait is short.
+    for _ in range(_ATTEMPTS):
+        try:
+            with connection.transaction():
+                connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+                connection.execute(sql.SQL(step.statement))  # type: ignore[arg-type]
+        except errors.LockNotAvailable:
+            continue
+        return True
+    return False
+
+
+def _name(table: SourceTable) -> sql.Identifier:
+    return sql.Identifier(table.schema, table.name)
+
+
+def _text(statement: sql.Composable) -> str:
+    return statement.as_string(None)

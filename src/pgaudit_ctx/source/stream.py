@@ -1,0 +1,161 @@
+"""The replication stream: psycopg's ``pgconn`` in non-blocking mode, with a selector.
+
+PostgreSQL documentation: "Streaming Replication Protocol" and "Logical Streaming Replication
+Parameters". libpq's blocking ``PQgetCopyData`` would hold the GIL, so only the non-blocking form
+is used.
+"""
+
+import selectors
+import socket
+import time
+from types import TracebackType
+from typing import Final, Self
+
+import psycopg
+from psycopg import pq
+
+from pgaudit_ctx.connection import connect
+from pgaudit_ctx.errors import ConnectionFailed, SlotBusy, SlotMissing, SourceNotReady
+from pgaudit_ctx.wal.frames import standby_status
+from pgaudit_ctx.wal.lsn import format_lsn
+
+_POSTGRES_EPOCH: Final = 946_684_800
+_OBJECT_IN_USE: Final = "55006"
+_UNDEFINED_OBJECT: Final = "42704"
+
+
+class ReplicationStream:
+    """One walsender of the source, read frame by frame.
+
+    Args:
+        url: The source's URL.
+        slot: The logical replication slot.
+        publication: The publication whose tables are sent.
+
+    Raises:
+        ConnectionFailed: If no replication connection can be made.
+    """
+
+    def __init__(self, url: str, slot: str, publication: str) -> None:
+        self._slot = slot
+        self._publication = publication
+        self._connection = connect(url, "source", replication="database")
+        self._pgconn = self._connection.pgconn
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
+        self._waker, self._wakeable = socket.socketpair()
+        for end in (self._waker, self._wakeable):
+            end.setblocking(False)
+        self._selector.register(self._wakeable, selectors.EVENT_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the walsender; what was not acknowledged will be sent again."""
+        self._selector.close()
+        self._waker.close()
+        self._wakeable.close()
+        self._connection.close()
+
+    def start(self, lsn: int) -> None:
+        """Begin streaming.
+
+        Args:
+            lsn: Transactions that committed before this position are not sent. PostgreSQL silently
+                begins at its own ``confirmed_flush_lsn`` where that is later.
+
+        Raises:
+            SlotMissing: If there is no such slot.
+            SlotBusy: If another process reads it.
+            SourceNotReady: If the server refuses for another reason.
+        """
+        publications = '"' + self._publication.replace('"', '""') + '"'
+        slot = '"' + self._slot.replace('"', '""') + '"'
+        quoted = publications.replace("'", "''")
+        result = self._pgconn.exec_(
+            f"START_REPLICATION SLOT {slot} LOGICAL {format_lsn(lsn)} "
+            f"(proto_version '1', publication_names '{quoted}', messages 'true')".encode()
+        )
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise self._refused(result)
+        self._pgconn.nonblocking = 1
+
+    def _refused(self, result: pq.abc.PGresult) -> SourceNotReady:
+        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        said = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
+        if state == _OBJECT_IN_USE:
+            return SlotBusy(
+                f"the slot {self._slot!r} is being read by another process: {said}. Remedy: stop "
+                "that worker (SELECT pg_terminate_backend(pid) ends one that hangs), or give this "
+                "one a slot of its own with --slot"
+            )
+        if state == _UNDEFINED_OBJECT:
+            return SlotMissing(
+                f"the slot {self._slot!r} cannot be read: {said}. Remedy: run pgaudit-ctx setup"
+            )
+        return SourceNotReady(f"the source refuses to stream: {said} (SQLSTATE {state})")
+
+    def read(self) -> bytes | None:
+        """Give the next frame, or ``None`` if nothing has arrived; never waits.
+
+        Raises:
+            ConnectionFailed: If the server ended the stream or the connection is lost.
+        """
+        pgconn = self._pgconn
+        try:
+            size, data = pgconn.get_copy_data(1)
+            if size == 0:
+                pgconn.consume_input()
+                size, data = pgconn.get_copy_data(1)
+        except psycopg.OperationalError as error:
+            raise ConnectionFailed(
+                f"the connection to the source was lost: {' '.join(str(error).split())}"
+            ) from None
+        if size > 0:
+            return bytes(data)
+        if size == 0:
+            return None
+        result = pgconn.get_result()
+        said = (
+            (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
+            if result is not None
+            else ""
+        )
+        raise ConnectionFailed(f"the source ended the stream: {said or 'it is shutting down'}")
+
+    def wait(self, timeout: float) -> None:
+        """Wait until something has arrived, :meth:`wake` is called, or the time is over.
+
+        Args:
+            timeout: Seconds.
+        """
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._wakeable:
+                self._wakeable.recv(4096)
+
+    def wake(self) -> None:
+        """End a :meth:`wait` that is under way; safe to call from a signal handler."""
+        try:
+            self._waker.send(b"\0")
+        except BlockingIOError:
+            pass  # it is about to wake up anyway
+
+    def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None:
+        """Tell the server up to where everything is stored durably.
+
+        Args:
+            flushed: That position; the server may discard the log before it.
+            reply_requested: Ask for a keepalive at once.
+        """
+        now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
+        self._pgconn.put_copy_data(standby_status(flushed, now, reply_requested=reply_requested))
+        self._pgconn.flush()

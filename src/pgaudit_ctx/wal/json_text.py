@@ -1,0 +1,83 @@
+"""Which JSON text ``jsonb`` takes, and takes without loss.
+
+PostgreSQL documentation: "JSON Types" (``\\u0000`` and lone surrogates are refused, of duplicate
+keys the last one stays) and "Numeric Types" (131072 digits before the point, 16383 after it).
+"""
+
+import json
+import re
+from typing import Any, Final
+
+_NUMBER: Final = re.compile(r"-?(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?")
+_MAX_WHOLE_DIGITS: Final = 131_072
+_MAX_FRACTION_DIGITS: Final = 16_383
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+class Refused(ValueError):  # noqa: N818 - it is caught two lines further on, never shown
+    """``jsonb`` would refuse the text, or lose something of it."""
+
+
+def parse(text: str, *, allow_duplicates: bool = False) -> Any:
+    """Parse JSON as strictly as ``jsonb`` does.
+
+    Args:
+        text: What should be JSON.
+        allow_duplicates: Take the last of several equal keys, as ``jsonb`` does, instead of
+            refusing what would lose the others.
+
+    Returns:
+        The value; numbers as their own text, for they are only looked at, never calculated with.
+
+    Raises:
+        Refused: If ``jsonb`` would refuse the text or lose something of it.
+    """
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=None if allow_duplicates else _unique_keys,
+            parse_int=_number,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+    except (ValueError, RecursionError):
+        raise Refused from None
+    if "\\u" in text:
+        _check_strings(value)
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise Refused
+    return value
+
+
+def _number(text: str) -> str:
+    match = _NUMBER.fullmatch(text)
+    if match is None or len(match[3] or "") > 7:  # noqa: PLR2004 - no exponent of 7 digits fits
+        raise Refused
+    exponent = int(match[3] or 0)
+    if len(match[1]) + exponent > _MAX_WHOLE_DIGITS:
+        raise Refused
+    if len(match[2] or "") - exponent > _MAX_FRACTION_DIGITS:
+        raise Refused
+    return text
+
+
+def _constant(_: str) -> Any:
+    raise Refused
+
+
+def _check_strings(value: Any) -> None:
+    if isinstance(value, str):
+        if "\0" in value or _SURROGATE.search(value):
+            raise Refused
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_strings(key)
+            _check_strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)

@@ -1,0 +1,333 @@
+"""The only loop: stream → decode → stitch → sink → acknowledge.
+
+Changes and checkpoint are committed together in the destination, and only then is the slot told.
+So a crash anywhere means that something is sent again, and the checkpoint says what to skip.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import psycopg
+
+from pgaudit_ctx.connection import connect, refusal
+from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination.schema import Connection, attach_ahead, check_schema
+from pgaudit_ctx.destination.sink import Sink
+from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
+from pgaudit_ctx.source import catalog
+from pgaudit_ctx.source.setup import check_source
+from pgaudit_ctx.source.stream import ReplicationStream
+from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, parse_frame
+from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
+from pgaudit_ctx.wal.pgoutput import Begin, Commit, Relation, decode
+from pgaudit_ctx.wal.stitcher import Stitcher
+from pgaudit_ctx.wal.table import TableFacts
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES: Final = 8 * 2**20
+MAX_BATCH_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 10.0
+_CATCH_UP_SECONDS: Final = 0.05
+_UPKEEP_SECONDS: Final = 3600.0
+
+
+class WorkerOptions(NamedTuple):
+    """Where a worker reads from and writes to.
+
+    Attributes:
+        source: The source's URL.
+        destination: The destination's URL; may be the same database.
+        slot: The replication slot.
+        publication: The publication.
+        name: What the source is called in the trail; its database name by default.
+    """
+
+    source: str
+    destination: str
+    slot: str = "pgaudit_ctx"
+    publication: str = "pgaudit_ctx"
+    name: str | None = None
+
+
+class Progress(NamedTuple):
+    """What a worker has stored since it was started."""
+
+    changes: int
+    bytes: int
+    transactions: int
+    end_lsn: int
+
+
+def begin_capture(
+    source: Connection, destination: Connection, options: WorkerOptions
+) -> ledger.Checkpoint:
+    """Check both ends, open the trail where it is new, and write down what is covered.
+
+    Safe to repeat: ``setup`` calls it when both ends are there, and every worker at its start.
+
+    Args:
+        source: An ordinary connection to the audited database.
+        destination: To the trail.
+        options: The names that are used.
+
+    Returns:
+        The checkpoint to go on from.
+
+    Raises:
+        SourceNotReady: If a setting, the publication or the slot is missing.
+        DestinationNotReady: If the schema is missing or of another version.
+        PositionMismatch: If slot and checkpoint do not belong together.
+    """
+    check_source(source, options.slot)
+    check_schema(destination)
+    slot = catalog.read_slot(source, options.slot)
+    if slot is None:
+        raise SlotMissing(
+            f"the source has no replication slot {options.slot!r}. Remedy: run pgaudit-ctx setup"
+        )
+    if not catalog.publication_exists(source, options.publication):
+        raise SourceNotReady(
+            f"the source has no publication {options.publication!r}. Remedy: run pgaudit-ctx setup"
+        )
+    identity = catalog.read_identity(source)
+    name = options.name or identity.database
+    checkpoint = ledger.read_checkpoint(destination, name)
+    position = catalog.read_position(source)
+    if checkpoint is None:
+        # The slot came after the publication, so what is published now was published then.
+        position = position._replace(lsn=slot.confirmed_flush)
+        checkpoint = ledger.Checkpoint(
+            options.slot, 1, 0, slot.confirmed_flush, *_columns(identity)
+        )
+        ledger.open_trail(destination, name, checkpoint)
+    else:
+        _refuse_mismatch(checkpoint, slot, identity, name, options)
+    ledger.record_coverage(
+        destination,
+        name,
+        checkpoint.epoch,
+        *position,
+        options.publication,
+        [
+            ledger.CoveredTable(t.schema, t.name, t.oid, t.key_columns, t.identity)
+            for t in catalog.read_tables(source, options.publication)
+            if t.published and not t.partition
+        ],
+    )
+    return checkpoint
+
+
+def _columns(identity: catalog.Identity) -> tuple[int, int, int]:
+    return identity.system_identifier, identity.timeline, identity.database_oid
+
+
+def _refuse_mismatch(
+    checkpoint: ledger.Checkpoint,
+    slot: catalog.SlotState,
+    identity: catalog.Identity,
+    name: str,
+    options: WorkerOptions,
+) -> None:
+    if (checkpoint.system_identifier, checkpoint.database_oid) != (
+        identity.system_identifier,
+        identity.database_oid,
+    ):
+        raise PositionMismatch(
+            f"the trail of the source {name!r} belongs to another database (system identifier "
+            f"{checkpoint.system_identifier}, oid {checkpoint.database_oid}; this one has "
+            f"{identity.system_identifier}, {identity.database_oid}). Remedy: check the source's "
+            "URL, or give this database a name of its own with --name"
+        )
+    if checkpoint.slot != options.slot:
+        raise PositionMismatch(
+            f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
+            f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
+        )
+    if checkpoint.timeline != identity.timeline:
+        raise PositionMismatch(
+            f"the source {name!r} is on timeline {identity.timeline}, the trail on "
+            f"{checkpoint.timeline}: a standby was promoted. What this version cannot do is prove "
+            "that nothing was lost in between, so it does not go on"
+        )
+    if slot.confirmed_flush > checkpoint.end_lsn:
+        raise PositionMismatch(
+            f"the slot {options.slot!r} has moved to {format_lsn(slot.confirmed_flush)}, but the "
+            f"trail holds everything only up to {format_lsn(checkpoint.end_lsn)}: what lies "
+            "between was never stored. Was the slot recreated or advanced, or the destination "
+            "restored from a backup? Remedy: restore the destination to where it was; going on "
+            "would leave a hole"
+        )
+
+
+class Worker:
+    """Captures one source into one destination until it is told to stop.
+
+    Args:
+        options: Both URLs, and the names.
+
+    Raises:
+        AuditError: From the constructor if either end is not ready.
+    """
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._source = connect(options.source, "source")
+        self._destination = connect(options.destination, "destination")
+        try:
+            self._checkpoint = begin_capture(self._source, self._destination, options)
+        except psycopg.Error as error:
+            raise refusal(error, "prepare the capture") from None
+        self.name = options.name or self._source.info.dbname
+        self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
+        self._stitcher = Stitcher(self._describe)
+        self._stream = ReplicationStream(options.source, options.slot, options.publication)
+        self._stopping = False
+        self._target: int | None = None
+        self._stored_lsn = self._checkpoint.end_lsn
+        self._pending: Commit | None = None
+        self._transactions = 0
+        self._heard = 0
+        self._stored_at = time.monotonic()
+        self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
+
+    def stop(self) -> None:
+        """Ask the loop to finish its batch and return; safe to call from a signal handler."""
+        self._stopping = True
+        self._stream.wake()
+
+    def close(self) -> None:
+        """Close all connections; what was not committed will be captured again."""
+        self._stream.close()
+        self._sink.close()
+        self._source.close()
+
+    @property
+    def progress(self) -> Progress:
+        """What has been stored since the start."""
+        return Progress(self._sink.rows, self._sink.bytes, self._transactions, self._stored_lsn)
+
+    def run(
+        self,
+        *,
+        until_caught_up: bool = False,
+        on_batch: Callable[[Progress], None] = lambda _: None,
+    ) -> Progress:
+        """Capture until :meth:`stop` is called.
+
+        Args:
+            until_caught_up: Return once everything is stored that was committed before this call.
+            on_batch: Called after each commit in the destination.
+
+        Returns:
+            What has been stored.
+
+        Raises:
+            SlotBusy: If another process reads the slot.
+            ConnectionFailed: If either end is lost.
+            DatabaseError: If the destination refuses.
+        """
+        if until_caught_up:
+            self._target = last_record_end(catalog.read_position(self._source).lsn)
+        self._stream.start(self._checkpoint.end_lsn)
+        log.info(
+            "capturing %s from %s into epoch %d",
+            self.name,
+            format_lsn(self._checkpoint.end_lsn),
+            self._checkpoint.epoch,
+        )
+        while not (self._stopping or self._caught_up):
+            self._drain(on_batch)
+            if self._stopping or self._caught_up:
+                break
+            self._rest()
+        return self.progress
+
+    @property
+    def _caught_up(self) -> bool:
+        return self._target is not None and self._stored_lsn >= self._target
+
+    def _describe(self, relation: Relation) -> TableFacts | None:
+        try:
+            return catalog.read_facts(self._source, relation)
+        except psycopg.Error as error:
+            raise refusal(error, "read the source's catalog") from None
+
+    def _drain(self, on_batch: Callable[[Progress], None]) -> None:
+        """Take everything that has arrived, and store it in as few commits as its size allows."""
+        read, receive, write = self._stream.read, self._stitcher.receive, self._sink.write
+        started = time.monotonic()
+        sent = self._sink.bytes
+        inside = False
+        while True:
+            data = read()
+            if data is None:
+                if not inside:
+                    break
+                self._stream.wait(_IDLE_SECONDS)
+                continue
+            frame = parse_frame(data)
+            if isinstance(frame, Keepalive):
+                self._heard = frame.wal_end
+                if frame.reply_requested:
+                    self._stream.acknowledge(self._stored_lsn)
+                continue
+            message = decode(data, PAYLOAD)
+            if isinstance(message, Begin):
+                inside = True
+                if self._sink.needs_partition(message):
+                    self._store(on_batch)
+                self._sink.begin(message)
+            for change in receive(frame.wal_start, message):
+                write(change)
+            if isinstance(message, Commit):
+                inside = False
+                self._pending = message
+                self._transactions += 1
+                if (
+                    self._stopping
+                    or self._sink.bytes - sent >= MAX_BATCH_BYTES
+                    or time.monotonic() - started >= MAX_BATCH_SECONDS
+                ):
+                    break
+        self._store(on_batch)
+        if data is None:
+            self._store_heard()
+
+    def _store(self, on_batch: Callable[[Progress], None]) -> None:
+        """Commit what is pending with its checkpoint, and only then acknowledge it."""
+        commit, self._pending = self._pending, None
+        if commit is None:
+            return
+        self._sink.commit(commit_lsn=commit.commit_lsn, end_lsn=commit.end_lsn)
+        self._acknowledge(commit.end_lsn)
+        on_batch(self.progress)
+
+    def _store_heard(self) -> None:
+        """Take over a keepalive's position: all before it has been sent, received and stored.
+
+        Else a source where nothing is written would keep the log of its busy neighbours for ever.
+        """
+        if self._heard <= self._stored_lsn:
+            return
+        reached_target = self._target is not None and self._heard >= self._target
+        if reached_target or time.monotonic() - self._stored_at >= _IDLE_SECONDS:
+            self._sink.commit(commit_lsn=None, end_lsn=self._heard)
+            self._acknowledge(self._heard)
+
+    def _acknowledge(self, lsn: int) -> None:
+        self._stored_lsn = lsn
+        self._stored_at = time.monotonic()
+        self._stream.acknowledge(lsn)
+
+    def _rest(self) -> None:
+        if self._target is None:
+            self._stream.wait(_IDLE_SECONDS)
+        else:
+            self._stream.acknowledge(self._stored_lsn, reply_requested=True)
+            self._stream.wait(_CATCH_UP_SECONDS)
+        if time.monotonic() >= self._upkeep_at:
+            self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
+            attach_ahead(self._destination)
