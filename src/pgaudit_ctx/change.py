@@ -20,13 +20,6 @@ class Operation(enum.StrEnum):
 class Unavailable:
     """Stands for a value that the write-ahead log did not carry. Never equal to ``None``."""
 
-    _instance: "Unavailable | None" = None
-
-    def __new__(cls) -> "Unavailable":
-        if cls._instance is None:
-            cls._instance = super().__new__(cls)
-        return cls._instance
-
     def __repr__(self) -> str:
         return "UNAVAILABLE"
 

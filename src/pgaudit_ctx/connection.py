@@ -60,9 +60,7 @@ def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any,
         raise ConnectionFailed(_why_no_connection(error, place, given)) from None
 
 
-def _why_no_connection(
-    error: psycopg.OperationalError, place: str, given: dict[str, Any]
-) -> str:
+def _why_no_connection(error: psycopg.OperationalError, place: str, given: dict[str, Any]) -> str:
     said = " ".join(str(error).split())
     where = (
         f"the {place} (host {given.get('host', 'local socket')}, "
@@ -108,5 +106,3 @@ def refusal(error: psycopg.Error, doing: str) -> AuditError:
         return DatabaseError(f"cannot {doing}: SQLSTATE {state}{named}")
     said = diag.message_primary or " ".join(str(error).split())
     return DatabaseError(f"cannot {doing}: {said} (SQLSTATE {state})")
-
-

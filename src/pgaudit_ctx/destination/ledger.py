@@ -50,13 +50,14 @@ def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
     return Checkpoint(slot, epoch, parse_lsn(commit_lsn), parse_lsn(end_lsn), *identity)
 
 
-def open_trail(connection: Connection, source: str, first: Checkpoint) -> None:
+def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.datetime) -> None:
     """Begin the first epoch of a source, with the checkpoint it begins at.
 
     Args:
         connection: To the destination, inside a transaction of the caller's or in autocommit mode.
         source: The source's name.
         first: Where capture begins.
+        time: The source's clock now.
     """
     with connection.transaction():
         connection.execute(
@@ -73,13 +74,15 @@ def open_trail(connection: Connection, source: str, first: Checkpoint) -> None:
         )
         connection.execute(
             "INSERT INTO pgaudit_ctx.checkpoints (source, slot, epoch, commit_lsn, end_lsn,"
-            " system_identifier, timeline, database_oid) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            " complete_at, system_identifier, timeline, database_oid)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 source,
                 first.slot,
                 first.epoch,
                 format_lsn(first.commit_lsn),
                 format_lsn(first.end_lsn),
+                time,
                 first.system_identifier,
                 first.timeline,
                 first.database_oid,
@@ -88,7 +91,12 @@ def open_trail(connection: Connection, source: str, first: Checkpoint) -> None:
 
 
 def advance_checkpoint(
-    connection: Connection, source: str, *, end_lsn: int, commit_lsn: int | None = None
+    connection: Connection,
+    source: str,
+    *,
+    end_lsn: int,
+    time: int,
+    commit_lsn: int | None = None,
 ) -> None:
     """Move a source's checkpoint forward, in the caller's transaction.
 
@@ -96,12 +104,20 @@ def advance_checkpoint(
         connection: To the destination.
         source: The source's name.
         end_lsn: What may be acknowledged once this is committed.
+        time: The source's clock there, in microseconds since 2000-01-01 UTC.
         commit_lsn: The last stored transaction, if there is a new one.
     """
     connection.execute(
         "UPDATE pgaudit_ctx.checkpoints SET commit_lsn = coalesce(%s::pg_lsn, commit_lsn),"
-        " end_lsn = %s, updated_at = clock_timestamp() WHERE source = %s",
-        [None if commit_lsn is None else format_lsn(commit_lsn), format_lsn(end_lsn), source],
+        " end_lsn = %s, complete_at = greatest(complete_at,"
+        " timestamptz '2000-01-01 00:00:00+00' + %s * interval '1 microsecond'),"
+        " updated_at = clock_timestamp() WHERE source = %s",
+        [
+            None if commit_lsn is None else format_lsn(commit_lsn),
+            format_lsn(end_lsn),
+            time,
+            source,
+        ],
     )
 
 
@@ -206,5 +222,3 @@ def record_operation(
         " VALUES (current_user, %s, %s, %s)",
         [command, json.dumps(dict(arguments)), result],
     )
-
-

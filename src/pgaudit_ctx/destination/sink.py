@@ -71,12 +71,13 @@ class Sink:
         if len(self._buffer) >= _CHUNK:
             self._send()
 
-    def commit(self, *, commit_lsn: int | None, end_lsn: int) -> None:
+    def commit(self, *, end_lsn: int, time: int, commit_lsn: int | None = None) -> None:
         """Store everything written so far, and the checkpoint, in one transaction.
 
         Args:
-            commit_lsn: Of the last transaction that is stored; ``None`` if there is no new one.
             end_lsn: What may be acknowledged when this returns.
+            time: The source's clock there, in microseconds since 2000-01-01 UTC.
+            commit_lsn: Of the last transaction that is stored; ``None`` if there is no new one.
 
         Raises:
             DatabaseError: If the destination refuses; nothing is stored then.
@@ -84,18 +85,15 @@ class Sink:
         try:
             if self._buffer:
                 self._send()
-            if self._copy is None:
-                advance_checkpoint(
-                    self._connection, self._source, end_lsn=end_lsn, commit_lsn=commit_lsn
-                )
-                return
-            self._copy.write(TRAILER)
-            self._open.close()
-            self._copy = None
+            copied, self._copy = self._copy, None
+            if copied is not None:
+                copied.write(TRAILER)
+                self._open.close()
             advance_checkpoint(
-                self._connection, self._source, end_lsn=end_lsn, commit_lsn=commit_lsn
+                self._connection, self._source, end_lsn=end_lsn, time=time, commit_lsn=commit_lsn
             )
-            self._connection.execute("COMMIT")
+            if copied is not None:
+                self._connection.execute("COMMIT")
         except psycopg.Error as error:
             raise self._refused(error) from None
 

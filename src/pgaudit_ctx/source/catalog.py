@@ -29,11 +29,12 @@ _FACTS: Final = f"""
     FROM pg_class c
     JOIN pg_class root ON root.oid = coalesce(pg_partition_root(c.oid)::oid, c.oid)
     JOIN pg_namespace n ON n.oid = root.relnamespace
-    WHERE c.oid = %s"""
+    WHERE c.oid = %s"""  # noqa: S608 - only our own text goes in
 
 _BASE_TYPES: Final = """
     WITH RECURSIVE domain(oid, base) AS (
-        SELECT t.oid, t.typbasetype FROM pg_type t WHERE t.oid = ANY(%s::oid[]) AND t.typtype = 'd'
+        SELECT t.oid, t.typbasetype FROM pg_type t
+        WHERE t.oid = ANY(%s::oid[]) AND t.typtype = 'd'
         UNION ALL
         SELECT d.oid, t.typbasetype FROM domain d JOIN pg_type t ON t.oid = d.base
         WHERE t.typtype = 'd'
@@ -43,7 +44,8 @@ _BASE_TYPES: Final = """
 _TABLES: Final = f"""
     SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
         c.relkind = 'p' AS partitioned, c.relispartition AS partition,
-        c.relpersistence = 'u' AS unlogged, c.relreplident::text AS identity,
+        c.relpersistence = 'u' AS unlogged, c.relkind = 'f' AS remote,
+        c.relreplident::text AS identity,
         {_KEY_COLUMNS.format(table="c.oid")} AS key_columns,
         EXISTS (
             SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
@@ -57,20 +59,21 @@ _TABLES: Final = f"""
             WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
         ) AS virtual_columns
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+    WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
         AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgaudit_ctx')
         AND n.nspname !~ '^pg_'
         AND NOT EXISTS (
             SELECT FROM pg_depend d
             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
         )
-    ORDER BY n.nspname, c.relname"""
+    ORDER BY n.nspname, c.relname"""  # noqa: S608 - only our own text goes in
 
 
 class SourceTable(NamedTuple):
     """One table of the audited database, as its catalog describes it now.
 
-    ``identity`` is ``pg_class.relreplident``: ``f`` FULL, ``d`` default, ``n`` nothing, ``i`` index.
+    ``identity`` is ``pg_class.relreplident``: ``f`` FULL, ``d`` DEFAULT, ``n`` NOTHING, ``i`` an
+    index.
     """
 
     oid: int
@@ -79,6 +82,7 @@ class SourceTable(NamedTuple):
     partitioned: bool
     partition: bool
     unlogged: bool
+    remote: bool
     identity: str
     key_columns: list[str]
     published: bool
@@ -123,9 +127,7 @@ def read_facts(connection: Connection, relation: Relation) -> TableFacts | None:
         return None
     oid, schema, name, key_columns = row
     own_types = [c.type_oid for c in relation.columns if c.type_oid >= _FIRST_USER_OID]
-    base_types = (
-        dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
-    )
+    base_types = dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
     return TableFacts(oid, schema, name, tuple(key_columns), base_types)
 
 
@@ -145,9 +147,13 @@ def read_slot(connection: Connection, slot: str) -> SlotState | None:
     if row is None:
         return None
     plugin, database, active_pid, confirmed_flush, wal_status = row
-    return SlotState(
-        plugin, database, active_pid, parse_lsn(confirmed_flush or "0/0"), wal_status
-    )
+    return SlotState(plugin, database, active_pid, parse_lsn(confirmed_flush or "0/0"), wal_status)
+
+
+def count_large_objects(connection: Connection) -> int:
+    """Count the large objects, whose changes no publication can carry."""
+    row = connection.execute("SELECT count(*) FROM pg_largeobject_metadata").fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def publication_exists(connection: Connection, publication: str) -> bool:

@@ -17,6 +17,7 @@ from pgaudit_ctx.errors import SourceNotReady
 from pgaudit_ctx.source.catalog import (
     Connection,
     SourceTable,
+    count_large_objects,
     publication_exists,
     read_slot,
     read_tables,
@@ -51,6 +52,7 @@ class SourceState(NamedTuple):
     tables: Sequence[SourceTable]
     has_publication: bool
     has_slot: bool
+    large_objects: int = 0
 
 
 def check_source(connection: Connection, slot: str) -> None:
@@ -107,6 +109,7 @@ def read_state(connection: Connection, slot: str, publication: str) -> SourceSta
         read_tables(connection, publication),
         publication_exists(connection, publication),
         read_slot(connection, slot) is not None,
+        count_large_objects(connection),
     )
 
 
@@ -139,6 +142,13 @@ def plan(state: SourceState, slot: str, publication: str) -> SourcePlan:
             )
         if not table.partition:
             captured.append(table)
+    if state.large_objects:
+        left_out.append(
+            (
+                f"{state.large_objects} large objects",
+                "cannot be published: only the oid that a row holds is captured, not the content",
+            )
+        )
     missing = [table for table in captured if not table.published]
     steps += _publishing(state, publication, missing)
     if not state.has_slot:
@@ -171,6 +181,8 @@ def _publishing(state: SourceState, publication: str, missing: list[SourceTable]
 def _cannot_be_captured(table: SourceTable) -> str | None:
     if table.unlogged:
         return "is UNLOGGED, so its changes never reach the write-ahead log"
+    if table.remote:
+        return "is a foreign table, so its changes are in another server's write-ahead log"
     if table.virtual_columns and not table.key_columns:
         return (
             "has virtual generated columns, which forbid REPLICA IDENTITY FULL, and no primary "
@@ -200,7 +212,7 @@ def run(
         report(step)
         try:
             if step.table is None:
-                connection.execute(sql.SQL(step.statement))  # type: ignore[arg-type]
+                connection.execute(sql.SQL(step.statement))
             elif not _run_with_lock(connection, step):
                 failed.append((step, f"another session holds {step.table} locked"))
         except psycopg.Error as error:
@@ -214,7 +226,7 @@ def _run_with_lock(connection: Connection, step: Step) -> bool:
         try:
             with connection.transaction():
                 connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-                connection.execute(sql.SQL(step.statement))  # type: ignore[arg-type]
+                connection.execute(sql.SQL(step.statement))
         except errors.LockNotAvailable:
             continue
         return True

@@ -5,6 +5,7 @@ Parameters". libpq's blocking ``PQgetCopyData`` would hold the GIL, so only the 
 is used.
 """
 
+import contextlib
 import selectors
 import socket
 import time
@@ -144,10 +145,8 @@ class ReplicationStream:
 
     def wake(self) -> None:
         """End a :meth:`wait` that is under way; safe to call from a signal handler."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # it is about to wake up anyway
             self._waker.send(b"\0")
-        except BlockingIOError:
-            pass  # it is about to wake up anyway
 
     def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None:
         """Tell the server up to where everything is stored durably.

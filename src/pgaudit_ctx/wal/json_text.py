@@ -1,6 +1,6 @@
-"""Which JSON text ``jsonb`` takes, and takes without loss.
+r"""Which JSON text ``jsonb`` takes, and takes without loss.
 
-PostgreSQL documentation: "JSON Types" (``\\u0000`` and lone surrogates are refused, of duplicate
+PostgreSQL documentation: "JSON Types" (``\u0000`` and lone surrogates are refused, of duplicate
 keys the last one stays) and "Numeric Types" (131072 digits before the point, 16383 after it).
 """
 
@@ -14,7 +14,7 @@ _MAX_FRACTION_DIGITS: Final = 16_383
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-class Refused(ValueError):  # noqa: N818 - it is caught two lines further on, never shown
+class Refused(ValueError):
     """``jsonb`` would refuse the text, or lose something of it."""
 
 

@@ -5,12 +5,13 @@ Formats". Times are microseconds since 2000-01-01 00:00:00 UTC, positions are in
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from pgaudit_ctx.change import UNAVAILABLE, Unavailable
 from pgaudit_ctx.errors import ProtocolError
 
-Value: TypeAlias = bytes | None | Unavailable
+Value: TypeAlias = bytes | Unavailable | None
 """One column of a tuple: its text, NULL, or unchanged TOAST that was not sent."""
 
 Tuple: TypeAlias = list[Value]
@@ -181,9 +182,7 @@ def _tuple(data: bytes, pos: int) -> tuple[Tuple, int]:
             append(UNAVAILABLE)
             pos += 1
         else:
-            raise ProtocolError(
-                f"a column of kind {kind:#04x} in a tuple: only text was asked for"
-            )
+            raise ProtocolError(f"a column of kind {kind:#04x} in a tuple: only text was asked for")
     return values, pos
 
 
@@ -289,7 +288,7 @@ def _expect(kind: int, wanted: int) -> None:
         raise ProtocolError(f"a tuple of kind {kind:#04x} where {chr(wanted)} was due")
 
 
-_DECODERS: Final = {
+_DECODERS: Final[dict[int, Callable[[bytes, int], tuple[PgOutputMessage, int]]]] = {
     ord("B"): _begin,
     ord("C"): _commit,
     ord("O"): _origin,

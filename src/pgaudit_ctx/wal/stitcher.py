@@ -167,9 +167,7 @@ class Stitcher:
         )
 
     def _insert(self, table: CapturedTable, new: Tuple) -> CapturedChange:
-        return self._change(
-            Operation.INSERT, table, key=table.key(new), after=table.render(new)
-        )
+        return self._change(Operation.INSERT, table, key=table.key(new), after=table.render(new))
 
     def _update(self, table: CapturedTable, message: Update) -> CapturedChange:
         old = message.old

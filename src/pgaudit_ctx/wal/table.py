@@ -103,9 +103,7 @@ class CapturedTable:
 
     def _object(self, indexes: Sequence[int], values: Tuple) -> str:
         labels = self._labels
-        return (
-            "{" + ", ".join([labels[i] + self._fragment(i, values[i]) for i in indexes]) + "}"
-        )
+        return "{" + ", ".join([labels[i] + self._fragment(i, values[i]) for i in indexes]) + "}"
 
     def _fragment(self, index: int, value: Value) -> str:
         if value is None:

@@ -33,6 +33,8 @@ COMMENT ON TABLE pgaudit_ctx.changes IS
 CREATE INDEX changes_primary_key ON pgaudit_ctx.changes (hash_array_extended(primary_key, 0));
 CREATE INDEX changes_previous_key ON pgaudit_ctx.changes (hash_array_extended(previous_key, 0))
     WHERE previous_key IS NOT NULL;
+-- TRUNCATE ends the history of every record of its table, so each history asks for them.
+CREATE INDEX changes_truncate ON pgaudit_ctx.changes (table_name) WHERE operation = 'TRUNCATE';
 
 CREATE VIEW pgaudit_ctx.change_log AS
 SELECT
@@ -86,6 +88,7 @@ CREATE TABLE pgaudit_ctx.checkpoints (
     epoch integer NOT NULL,
     commit_lsn pg_lsn NOT NULL,
     end_lsn pg_lsn NOT NULL,
+    complete_at timestamptz NOT NULL,
     system_identifier bigint NOT NULL,
     timeline integer NOT NULL,
     database_oid oid NOT NULL,
@@ -93,6 +96,8 @@ CREATE TABLE pgaudit_ctx.checkpoints (
 );
 COMMENT ON TABLE pgaudit_ctx.checkpoints IS
     'How far each source is captured; written in the same transaction as the changes.';
+COMMENT ON COLUMN pgaudit_ctx.checkpoints.complete_at IS
+    'The clock of the source at end_lsn: the trail holds everything committed until then.';
 
 CREATE TABLE pgaudit_ctx.epochs (
     source text NOT NULL,

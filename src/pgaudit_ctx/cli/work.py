@@ -1,0 +1,51 @@
+"""``pgaudit-ctx worker``: captures until it is told to stop."""
+
+import signal
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from pgaudit_ctx.cli import options
+from pgaudit_ctx.cli.options import err, needed
+from pgaudit_ctx.wal.lsn import format_lsn
+from pgaudit_ctx.worker import Worker, WorkerOptions
+
+
+def worker(
+    *,
+    source: options.Source = None,
+    destination: options.Destination = None,
+    slot: options.Slot = "pgaudit_ctx",
+    publication: options.Publication = "pgaudit_ctx",
+    name: options.Name = None,
+    until_caught_up: Annotated[
+        bool,
+        typer.Option(
+            "--until-caught-up",
+            help="Stop once everything is stored that was committed before the start.",
+        ),
+    ] = False,
+    log_level: options.LogLevel = options.Level.INFO,  # noqa: ARG001 - its callback acts
+) -> None:
+    """Capture changes until SIGTERM or Ctrl-C; what has arrived by then is stored first."""
+    chosen = WorkerOptions(
+        needed(source, "source"), needed(destination, "destination"), slot, publication, name
+    )
+    running = Worker(chosen)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        running.stop()
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, stop) for number in handled]
+    try:
+        progress = running.run(until_caught_up=until_caught_up)
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
+        running.close()
+    err.print(
+        f"{running.name}: stored {progress.changes:,} changes of {progress.transactions:,} "
+        f"transactions, complete up to {format_lsn(progress.end_lsn)}"
+    )

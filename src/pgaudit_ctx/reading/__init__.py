@@ -1,0 +1,1 @@
+"""Reading the trail: ``query`` builds, ``version`` rebuilds, ``reader`` does the I/O."""

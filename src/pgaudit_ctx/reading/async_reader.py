@@ -1,0 +1,116 @@
+"""The asynchronous reader: the same steps as the synchronous one, awaited.
+
+A module of its own, because SQLAlchemy's asyncio extension needs greenlet.
+"""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, Unpack, overload
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.steps import Steps, Verbs, explained
+from pgaudit_ctx.reading.version import History, HistoryFilters, Version
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class AsyncAuditReader(
+    Verbs[AsyncEngine | AsyncConnection | AsyncSession | async_sessionmaker[Any]]
+):
+    """Reads one destination asynchronously; the same verbs as :class:`AuditReader`, awaited.
+
+    Args:
+        engine_or_session: An ``AsyncEngine``, ``AsyncConnection``, ``AsyncSession`` or
+            ``async_sessionmaker`` of the destination.
+        source: Which source to read; needed only where several hold the table.
+        schema: The schema of models that name none, or another than theirs.
+        user_key: Which context key says who; dots lead into objects.
+        reason_key: Which context key says why.
+
+    Raises:
+        UsageError: If it is given something synchronous.
+    """
+
+    def __init__(
+        self,
+        engine_or_session: AsyncEngine | AsyncConnection | AsyncSession | async_sessionmaker[Any],
+        *,
+        source: str | None = None,
+        schema: str | None = None,
+        user_key: str = "user",
+        reason_key: str = "reason",
+    ) -> None:
+        if not isinstance(
+            engine_or_session, AsyncEngine | AsyncConnection | AsyncSession | async_sessionmaker
+        ):
+            raise UsageError(
+                f"AsyncAuditReader takes an AsyncEngine, AsyncConnection, AsyncSession or "
+                f"async_sessionmaker, not {type(engine_or_session).__name__}. For synchronous "
+                "ones use AuditReader"
+            )
+        super().__init__(
+            engine_or_session,
+            source=source,
+            schema=schema,
+            user_key=user_key,
+            reason_key=reason_key,
+        )
+
+    @overload
+    async def history(
+        self, model: type[M], key: Any, **filters: Unpack[HistoryFilters]
+    ) -> History[M]: ...
+
+    @overload
+    async def history(
+        self, model: str, key: Any, **filters: Unpack[HistoryFilters]
+    ) -> History[dict[str, Any]]: ...
+
+    async def history(
+        self, model: Any, key: Any, **filters: Unpack[HistoryFilters]
+    ) -> History[Any]:
+        """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
+        return await self._run(self.history_steps(model, key, filters))
+
+    @overload
+    async def as_of(
+        self, model: type[M], key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[M] | None: ...
+
+    @overload
+    async def as_of(
+        self, model: str, key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[dict[str, Any]] | None: ...
+
+    async def as_of(
+        self, model: Any, key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[Any] | None:
+        """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
+        return await self._run(self.as_of_steps(model, key, when, schema))
+
+    async def _run(self, steps: Steps[R]) -> R:
+        with explained():
+            async with self._connected() as target:
+                try:
+                    statement = next(steps)
+                    while True:
+                        statement = steps.send((await target.execute(statement)).all())
+                except StopIteration as done:
+                    result: R = done.value
+                    return result
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection | AsyncSession]:
+        destination = self.destination
+        if isinstance(destination, AsyncEngine):
+            async with destination.connect() as connection:
+                yield connection
+        elif isinstance(destination, async_sessionmaker):
+            async with destination() as session:
+                yield session
+        else:
+            yield destination

@@ -1,0 +1,107 @@
+"""The synchronous reader: a thin shell that runs the steps of each verb."""
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, Unpack, overload
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.steps import Steps, Verbs, explained
+from pgaudit_ctx.reading.version import History, HistoryFilters, Version
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
+    """Reads one destination.
+
+    Args:
+        engine_or_session: An ``Engine``, ``Connection``, ``Session`` or ``sessionmaker`` of the
+            destination. A transaction is ended at once, unless it is the caller's own connection
+            or session.
+        source: Which source to read; needed only where several hold the table.
+        schema: The schema of models that name none, or another than theirs.
+        user_key: Which context key says who; dots lead into objects.
+        reason_key: Which context key says why.
+
+    Raises:
+        UsageError: If it is given something asynchronous.
+    """
+
+    def __init__(
+        self,
+        engine_or_session: Engine | Connection | Session | sessionmaker[Any],
+        *,
+        source: str | None = None,
+        schema: str | None = None,
+        user_key: str = "user",
+        reason_key: str = "reason",
+    ) -> None:
+        if not isinstance(engine_or_session, Engine | Connection | Session | sessionmaker):
+            raise UsageError(
+                f"AuditReader takes an Engine, Connection, Session or sessionmaker, not "
+                f"{type(engine_or_session).__name__}. For asynchronous ones use AsyncAuditReader"
+            )
+        super().__init__(
+            engine_or_session,
+            source=source,
+            schema=schema,
+            user_key=user_key,
+            reason_key=reason_key,
+        )
+
+    @overload
+    def history(
+        self, model: type[M], key: Any, **filters: Unpack[HistoryFilters]
+    ) -> History[M]: ...
+
+    @overload
+    def history(
+        self, model: str, key: Any, **filters: Unpack[HistoryFilters]
+    ) -> History[dict[str, Any]]: ...
+
+    def history(self, model: Any, key: Any, **filters: Unpack[HistoryFilters]) -> History[Any]:
+        """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
+        return self._run(self.history_steps(model, key, filters))
+
+    @overload
+    def as_of(
+        self, model: type[M], key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[M] | None: ...
+
+    @overload
+    def as_of(
+        self, model: str, key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[dict[str, Any]] | None: ...
+
+    def as_of(
+        self, model: Any, key: Any, when: dt.datetime, *, schema: str | None = None
+    ) -> Version[Any] | None:
+        """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
+        return self._run(self.as_of_steps(model, key, when, schema))
+
+    def _run(self, steps: Steps[R]) -> R:
+        with explained(), self._connected() as target:
+            try:
+                statement = next(steps)
+                while True:
+                    statement = steps.send(target.execute(statement).all())
+            except StopIteration as done:
+                result: R = done.value
+                return result
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection | Session]:
+        destination = self.destination
+        if isinstance(destination, Engine):
+            with destination.connect() as connection:
+                yield connection
+        elif isinstance(destination, sessionmaker):
+            with destination() as session:
+                yield session
+        else:
+            yield destination

@@ -1,0 +1,89 @@
+"""The destination's tables as SQLAlchemy sees them."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Table, Text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, OID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+SCHEMA = "pgaudit_ctx"
+
+
+class PgLsn(UserDefinedType[str]):
+    """The type ``pg_lsn``, as text ``X/X``."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Give the type's name in DDL."""
+        return "pg_lsn"
+
+
+class TrailBase(DeclarativeBase):
+    """The declarative base of the trail; of its own, so that no ``create_all`` includes it."""
+
+    metadata = MetaData(schema=SCHEMA)
+
+
+class Change(TrailBase):
+    """One row of ``pgaudit_ctx.changes``: what happened to one row, or to a table for TRUNCATE.
+
+    Usable in any ``select()``. Order is (``epoch``, ``commit_lsn``, ``ordinal``); times are aware.
+    """
+
+    __tablename__ = "changes"
+
+    source: Mapped[str] = mapped_column(Text, primary_key=True)
+    epoch: Mapped[int] = mapped_column(Integer, primary_key=True)
+    commit_lsn: Mapped[str] = mapped_column(PgLsn, primary_key=True)
+    ordinal: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    transaction_id: Mapped[int] = mapped_column(BigInteger)
+    committed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    captured_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True))
+    operation: Mapped[str] = mapped_column(Text)
+    schema_name: Mapped[str] = mapped_column(Text)
+    table_name: Mapped[str] = mapped_column(Text)
+    relation_oid: Mapped[int] = mapped_column(OID)
+    primary_key: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    previous_key: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    context: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+
+coverage = Table(
+    "coverage",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("epoch", Integer),
+    Column("schema_name", Text),
+    Column("table_name", Text),
+    Column("relation_oid", OID),
+    Column("from_lsn", PgLsn),
+    Column("from_time", DateTime(timezone=True)),
+    Column("to_time", DateTime(timezone=True)),
+    Column("key_columns", ARRAY(Text)),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("end_lsn", PgLsn),
+    Column("complete_at", DateTime(timezone=True)),
+)
+
+gaps = Table(
+    "gaps",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("epoch", Integer),
+    Column("from_lsn", PgLsn),
+    Column("to_epoch", Integer),
+    Column("to_lsn", PgLsn),
+    Column("from_time", DateTime(timezone=True)),
+    Column("to_time", DateTime(timezone=True)),
+    Column("cause", Text),
+)
