@@ -1,0 +1,59 @@
+"""The models that most tests write."""
+
+import datetime as dt
+import decimal
+import enum
+import uuid
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Interval, LargeBinary, Numeric, Text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Status(enum.Enum):
+    ACTIVE = "a"
+    DISCHARGED = "d"
+
+
+class Patient(Base):
+    __tablename__ = "patient"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    born: Mapped[dt.date | None]
+    status: Mapped[Status] = mapped_column(default=Status.ACTIVE)
+    notes: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+
+class Dose(Base):
+    """A composite key, and an attribute that is not called like its column."""
+
+    __tablename__ = "dose"
+
+    patient_id: Mapped[int] = mapped_column(ForeignKey(Patient.id), primary_key=True)
+    given_on: Mapped[dt.date] = mapped_column(primary_key=True)
+    milligrams: Mapped[decimal.Decimal] = mapped_column("dose_mg", Numeric(10, 3))
+
+
+class Sample(Base):
+    """One column of each type that history gives back typed."""
+
+    __tablename__ = "sample"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    flag: Mapped[bool | None]
+    big: Mapped[int | None] = mapped_column(BigInteger)
+    ratio: Mapped[float | None]
+    amount: Mapped[decimal.Decimal | None] = mapped_column(Numeric)
+    day: Mapped[dt.date | None]
+    moment: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+    clock: Mapped[dt.time | None]
+    span: Mapped[dt.timedelta | None] = mapped_column(Interval)
+    blob: Mapped[bytes | None] = mapped_column(LargeBinary)
+    tags: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    document: Mapped[Any | None] = mapped_column(JSONB)
