@@ -19,7 +19,7 @@ from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source
 from pgaudit_ctx.source.stream import ReplicationStream
-from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, parse_frame
+from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_start
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
 from pgaudit_ctx.wal.pgoutput import Begin, Commit, Relation, decode
 from pgaudit_ctx.wal.stitcher import Stitcher
@@ -261,15 +261,16 @@ class Worker:
         late = time.monotonic() + MAX_BATCH_SECONDS
         large = self._sink.bytes + MAX_BATCH_BYTES
         while (data := self._next()) is not None:
-            frame = parse_frame(data)
-            if isinstance(frame, Keepalive):
-                self._hear(frame)
+            position = wal_start(data)
+            if position is None:
+                self._hear(parse_frame(data))
                 continue
             message = decode(data, PAYLOAD)
             if isinstance(message, Begin):
                 self._begin(message, on_batch)
-            for change in receive(frame.wal_start, message):
-                write(change)
+            changes = receive(position, message)
+            if changes:
+                write(changes)
             if isinstance(message, Commit):
                 self._inside = False
                 self._pending = message
@@ -287,7 +288,9 @@ class Worker:
             self._stream.wait(_IDLE_SECONDS)
         return data
 
-    def _hear(self, keepalive: Keepalive) -> None:
+    def _hear(self, keepalive: XLogData | Keepalive) -> None:
+        if not isinstance(keepalive, Keepalive):
+            return
         self._heard = keepalive
         if keepalive.reply_requested:
             self._stream.acknowledge(self._stored_lsn)

@@ -149,8 +149,8 @@ def _refuse_lost_slot(
     if checkpoint is not None and not state.has_slot:
         raise PositionMismatch(
             f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot "
-            f"{slot!r} that kept the log from there on is gone: a new one would leave a hole that nobody "
-            "sees. Remedy: start a trail of its own with another --name and --slot; the old one "
+            f"{slot!r} that kept the log from there on is gone: a new one would leave a hole that "
+            "nobody sees. Remedy: start a trail of its own with another --name and --slot; the old one "
             "stays readable"
         )
 

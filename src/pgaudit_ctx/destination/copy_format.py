@@ -35,13 +35,14 @@ TRAILER: Final = b"\xff\xff"
 
 _NULL: Final = b"\xff\xff\xff\xff"
 _TEXT_OID: Final = 25
-_I16: Final = struct.Struct(">h")
+_COUNT: Final = struct.Struct(">h")
 _LENGTH: Final = struct.Struct(">i")
 _TRANSACTION: Final = struct.Struct(">iiiQiqiq")
-_ORDINAL: Final = struct.Struct(">iq")
+_pack_ordinal: Final = struct.Struct(">iq").pack
 _OID: Final = struct.Struct(">iI")
-_JSONB: Final = struct.Struct(">iB")
-_ARRAY: Final = struct.Struct(">iiiIii")
+_pack_jsonb: Final = struct.Struct(">iB").pack
+_pack_array: Final = struct.Struct(">iiiIii").pack
+_MAX_REMEMBERED: Final = 4096
 _JSONB_VERSION: Final = 1
 
 
@@ -54,11 +55,12 @@ class RowEncoder:
     """
 
     def __init__(self, source: str, epoch: int) -> None:
-        self._lead = _I16.pack(len(COLUMNS)) + _field(source.encode())
+        self._lead = _COUNT.pack(len(COLUMNS)) + _field(source.encode())
         self._epoch = epoch
         self._head = b""
-        self._tables: dict[tuple[CapturedTable, str], bytes] = {}
-        self._context: tuple[str | None, bytes] = (None, _NULL)
+        self._about: dict[tuple[CapturedTable, str], bytes] = {}
+        self._context: str | None = None
+        self._encoded_context = _NULL
 
     def begin(self, transaction: Begin) -> None:
         """Take over what all rows of a transaction share."""
@@ -72,53 +74,53 @@ class RowEncoder:
             8,
             transaction.committed_at,
         )
-        self._tables.clear()
 
     def encode(self, change: CapturedChange) -> bytes:
         """Encode one row of the current transaction."""
-        _, operation, table, key, previous_key, before, after, context = change
-        about = self._tables.get((table, operation))
+        ordinal, operation, table, key, previous_key, before, after, context = change
+        about = self._about.get((table, operation))
         if about is None:
-            about = self._tables[table, operation] = _about(table, operation)
-        if context != self._context[0]:
-            self._context = (context, _jsonb(context))
+            about = self._describe(table, operation)
+        if context is not self._context:
+            self._context = context
+            self._encoded_context = _NULL if context is None else _jsonb(context)
         return b"".join(
             (
                 self._head,
-                _ORDINAL.pack(8, change.ordinal),
+                _pack_ordinal(8, ordinal),
                 about,
                 _NULL if key is None else _text_array(key),
                 _NULL if previous_key is None else _text_array(previous_key),
                 _NULL if before is None else _jsonb(before),
                 _NULL if after is None else _jsonb(after),
-                self._context[1],
+                self._encoded_context,
             )
         )
 
-
-def _about(table: CapturedTable, operation: str) -> bytes:
-    return b"".join(
-        (
-            _field(operation.encode()),
-            _field(table.schema.encode()),
-            _field(table.name.encode()),
-            _OID.pack(4, table.oid),
+    def _describe(self, table: CapturedTable, operation: str) -> bytes:
+        if len(self._about) >= _MAX_REMEMBERED:
+            self._about.clear()
+        about = self._about[table, operation] = b"".join(
+            (
+                _field(operation.encode()),
+                _field(table.schema.encode()),
+                _field(table.name.encode()),
+                _OID.pack(4, table.oid),
+            )
         )
-    )
+        return about
 
 
 def _field(value: bytes) -> bytes:
     return _LENGTH.pack(len(value)) + value
 
 
-def _jsonb(text: str | None) -> bytes:
-    if text is None:
-        return _NULL
+def _jsonb(text: str) -> bytes:
     data = text.encode()
-    return _JSONB.pack(len(data) + 1, _JSONB_VERSION) + data
+    return _pack_jsonb(len(data) + 1, _JSONB_VERSION) + data
 
 
 def _text_array(values: Key) -> bytes:
-    content = b"".join([_field(value) for value in values])
+    content = _field(values[0]) if len(values) == 1 else b"".join(map(_field, values))
     # Length of the field, one dimension, no NULLs, element type, number of elements, lower bound.
-    return _ARRAY.pack(20 + len(content), 1, 0, _TEXT_OID, len(values), 1) + content
+    return _pack_array(20 + len(content), 1, 0, _TEXT_OID, len(values), 1) + content

@@ -1,5 +1,6 @@
 """Stores changes and checkpoint in one destination transaction, by COPY."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -41,7 +42,8 @@ class Sink:
         self._cursor = connection.cursor()
         self._open = ExitStack()
         self._copy: psycopg.Copy | None = None
-        self._buffer = bytearray()
+        self._rows: list[bytes] = []
+        self._waiting = 0
         self._covered = (0, 0)
         self.rows = 0
         self.bytes = 0
@@ -62,14 +64,14 @@ class Sink:
         lower, upper = self._covered
         return not lower <= transaction.committed_at < upper
 
-    def write(self, change: CapturedChange) -> None:
-        """Send one change of the current transaction; it is stored by :meth:`commit`."""
-        row = self._encoder.encode(change)
-        self._buffer += row
-        self.rows += 1
-        self.bytes += len(row)
-        if len(self._buffer) >= _CHUNK:
-            self._send()
+    def write(self, changes: Sequence[CapturedChange]) -> None:
+        """Send changes of the current transaction; they are stored by :meth:`commit`."""
+        for change in changes:
+            row = self._encoder.encode(change)
+            self._rows.append(row)
+            self._waiting += len(row)
+            if self._waiting >= _CHUNK:
+                self._send()
 
     def commit(self, *, end_lsn: int, time: int, commit_lsn: int | None = None) -> None:
         """Store everything written so far, and the checkpoint, in one transaction.
@@ -83,7 +85,7 @@ class Sink:
             DatabaseError: If the destination refuses; nothing is stored then.
         """
         try:
-            if self._buffer:
+            if self._rows:
                 self._send()
             copied, self._copy = self._copy, None
             if copied is not None:
@@ -107,10 +109,13 @@ class Sink:
                 self._connection.execute("BEGIN")
                 self._copy = self._open.enter_context(self._cursor.copy(_COPY))
                 self._copy.write(HEADER)
-            self._copy.write(bytes(self._buffer))
+            self._copy.write(b"".join(self._rows))
         except psycopg.Error as error:
             raise self._refused(error) from None
-        self._buffer.clear()
+        self.rows += len(self._rows)
+        self.bytes += self._waiting
+        self._rows.clear()
+        self._waiting = 0
 
     def _attach_partition(self, committed_at: int) -> None:
         try:

@@ -12,6 +12,7 @@ from pgaudit_ctx.errors import ProtocolError
 _XLOG_DATA: Final = struct.Struct(">BQQq")
 _KEEPALIVE: Final = struct.Struct(">BQqB")
 _STATUS: Final = struct.Struct(">BQQQqB")
+_unpack_position: Final = struct.Struct(">Q").unpack_from
 _W: Final = ord("w")
 _K: Final = ord("k")
 _R: Final = ord("r")
@@ -54,7 +55,7 @@ def parse_frame(data: bytes) -> XLogData | Keepalive:
     try:
         kind = data[0]
         if kind == _W:
-            return XLogData._make(_XLOG_DATA.unpack_from(data)[1:])
+            return XLogData(*_XLOG_DATA.unpack_from(data)[1:])
         if kind == _K and len(data) == _KEEPALIVE.size:
             _, wal_end, sent_at, reply = _KEEPALIVE.unpack(data)
             return Keepalive(wal_end, sent_at, reply != 0)
@@ -66,6 +67,28 @@ def parse_frame(data: bytes) -> XLogData | Keepalive:
         f"a replication frame of {len(data)} bytes and kind {kind:#04x} is neither XLogData nor a "
         "keepalive"
     )
+
+
+def wal_start(data: bytes) -> int | None:
+    """Give the position of an ``XLogData`` frame, without taking the rest of its header apart.
+
+    Args:
+        data: The content of one CopyData message from the server.
+
+    Returns:
+        The position; ``None`` for any other frame.
+
+    Raises:
+        ProtocolError: If the header is cut off.
+    """
+    if data[:1] != b"w":
+        return None
+    try:
+        return _unpack_position(data, 1)[0]  # type: ignore[no-any-return]
+    except struct.error:
+        raise ProtocolError(
+            f"a replication frame of {len(data)} bytes ends before its header does"
+        ) from None
 
 
 def standby_status(flushed: int, sent_at: int, *, reply_requested: bool = False) -> bytes:

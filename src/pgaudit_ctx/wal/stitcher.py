@@ -9,9 +9,9 @@ are therefore held until the position moves on: the rows of one WAL record at th
 
 from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pgaudit_ctx.change import MARKER, Operation
+from pgaudit_ctx.change import MARKER, UNAVAILABLE, Operation
 from pgaudit_ctx.errors import ProtocolError
 from pgaudit_ctx.message import PREFIX
 from pgaudit_ctx.wal.json_text import Refused, parse
@@ -26,8 +26,14 @@ from pgaudit_ctx.wal.pgoutput import (
     Tuple,
     Update,
 )
-from pgaudit_ctx.wal.table import CapturedTable, Key, TableFacts, fill_unchanged
+from pgaudit_ctx.wal.table import CapturedTable, Key, TableFacts
 
+_INSERT: Final = Operation.INSERT.value
+_UPDATE: Final = Operation.UPDATE.value
+_DELETE: Final = Operation.DELETE.value
+_TRUNCATE: Final = Operation.TRUNCATE.value
+# What NamedTuple's own __new__ calls, without the Python function in between.
+_new: Final = tuple.__new__
 _QUOTED: Final = 1024
 """Characters of an invalid context that are kept."""
 
@@ -70,6 +76,12 @@ class Stitcher:
         self._held_lsn = -1
         self._context: str | None = None
         self._ordinal = 0
+        self._makers: dict[type, Callable[[Any], None]] = {
+            Insert: self._insert,
+            Update: self._update,
+            Delete: self._delete,
+            Truncate: self._truncate,
+        }
 
     def receive(self, wal_start: int, message: PgOutputMessage) -> Sequence[CapturedChange]:
         """Take one message.
@@ -83,48 +95,33 @@ class Stitcher:
             its Commit has been received.
 
         Raises:
-            ProtocolError: If a change names a relation that was not described before.
+            ProtocolError: If a change names a relation that was not described before, or does not
+                look like it.
         """
-        if isinstance(message, Insert | Update | Delete):
-            return self._hold(wal_start, message)
+        make = self._makers.get(type(message))
+        if make is None:
+            return self._receive_other(message)
+        ready: Sequence[CapturedChange] = ()
+        if wal_start != self._held_lsn:
+            ready = self._held
+            self._held = []
+            self._held_lsn = wal_start
+        try:
+            make(message)
+        except ValueError:
+            raise self._mangled(message) from None
+        return ready
+
+    def _receive_other(self, message: PgOutputMessage) -> Sequence[CapturedChange]:
         if isinstance(message, Message):
             return self._apply(message)
         if isinstance(message, Relation):
             self._tables[message.oid] = CapturedTable(message, self._describe(message))
             return ()
-        if isinstance(message, Truncate):
-            return self._hold(wal_start, message)
-        ready = self._release()
         if isinstance(message, Begin):
             self._context = None
             self._ordinal = 0
-        return ready
-
-    def _hold(
-        self, wal_start: int, message: Insert | Update | Delete | Truncate
-    ) -> Sequence[CapturedChange]:
-        ready: Sequence[CapturedChange] = ()
-        if wal_start != self._held_lsn:
-            ready = self._release()
-            self._held_lsn = wal_start
-        if isinstance(message, Truncate):
-            for oid in message.relation_oids:
-                self._held.append(self._change(Operation.TRUNCATE, self._table(oid)))
-            return ready
-        table = self._table(message.relation_oid)
-        try:
-            if isinstance(message, Insert):
-                self._held.append(self._insert(table, message.new))
-            elif isinstance(message, Update):
-                self._held.append(self._update(table, message))
-            else:
-                self._held.append(self._delete(table, message))
-        except (ValueError, IndexError):
-            raise ProtocolError(
-                f"a row of {table.schema}.{table.name} does not have the columns that the server "
-                "described, or is not UTF-8"
-            ) from None
-        return ready
+        return self._release()
 
     def _release(self) -> Sequence[CapturedChange]:
         ready, self._held = self._held, []
@@ -143,62 +140,84 @@ class Stitcher:
         self._context = context
         return ready
 
-    def _table(self, oid: int) -> CapturedTable:
-        try:
-            return self._tables[oid]
-        except KeyError:
+    def _insert(self, message: Insert) -> None:
+        table = self._table(message.relation_oid, message.new)
+        new = message.new
+        self._hold(_INSERT, table, table.key(new), None, None, table.render(new))
+
+    def _update(self, message: Update) -> None:
+        new, old = message.new, message.old
+        table = self._table(message.relation_oid, new)
+        if old is None:
+            key = table.key(new)
+            old_key = key if message.key is None else table.key(message.key)
+            previous_key = old_key if old_key != key else None
+            after = table.render(new)
+            self._hold(_UPDATE, table, key, previous_key, None, after)
+            return
+        self._check_width(table, old)
+        changed = table.changed(old, new)
+        if any(new[index] is UNAVAILABLE for index in changed):
+            # TOAST that did not change is not sent again, but under FULL the old tuple has it.
+            new = [was if now is UNAVAILABLE else now for now, was in zip(new, old, strict=True)]
+            changed = table.changed(old, new)
+        self._hold(
+            _UPDATE,
+            table,
+            table.key(new),
+            table.key(old) if table.touches_key(changed) else None,
+            table.render_some(changed, old),
+            table.render(new),
+        )
+
+    def _delete(self, message: Delete) -> None:
+        old = message.old if message.old is not None else message.key
+        if old is None:
+            raise ProtocolError("a Delete message carries neither the old row nor its key")
+        table = self._table(message.relation_oid, old)
+        before = table.render(old) if message.old is not None else table.render_identity(old)
+        self._hold(_DELETE, table, table.key(old), None, before, None)
+
+    def _truncate(self, message: Truncate) -> None:
+        for oid in message.relation_oids:
+            self._hold(_TRUNCATE, self._table(oid, None), None, None, None, None)
+
+    def _hold(
+        self,
+        operation: str,
+        table: CapturedTable,
+        key: Key | None,
+        previous_key: Key | None,
+        before: str | None,
+        after: str | None,
+    ) -> None:
+        ordinal = self._ordinal = self._ordinal + 1
+        fields = (ordinal, operation, table, key, previous_key, before, after, self._context)
+        self._held.append(_new(CapturedChange, fields))
+
+    def _mangled(self, message: Any) -> ProtocolError:
+        table = self._tables[message.relation_oid]
+        return ProtocolError(
+            f"a row of {table.schema}.{table.name} is not UTF-8, or a jsonb in it is no JSON"
+        )
+
+    def _table(self, oid: int, values: Tuple | None) -> CapturedTable:
+        table = self._tables.get(oid)
+        if table is None:
             raise ProtocolError(
                 f"a change names relation {oid}, which the server has not described"
-            ) from None
-
-    def _change(
-        self,
-        operation: Operation,
-        table: CapturedTable,
-        *,
-        key: Key | None = None,
-        previous_key: Key | None = None,
-        before: str | None = None,
-        after: str | None = None,
-    ) -> CapturedChange:
-        self._ordinal += 1
-        return CapturedChange(
-            self._ordinal, operation, table, key, previous_key, before, after, self._context
-        )
-
-    def _insert(self, table: CapturedTable, new: Tuple) -> CapturedChange:
-        return self._change(Operation.INSERT, table, key=table.key(new), after=table.render(new))
-
-    def _update(self, table: CapturedTable, message: Update) -> CapturedChange:
-        old = message.old
-        new = fill_unchanged(message.new, old)
-        key = table.key(new)
-        identity = old if old is not None else message.key
-        old_key = key if identity is None else table.key(identity)
-        return self._change(
-            Operation.UPDATE,
-            table,
-            key=key,
-            previous_key=old_key if old_key != key else None,
-            before=None if old is None else table.render_changed(old, new),
-            after=table.render(new),
-        )
-
-    def _delete(self, table: CapturedTable, message: Delete) -> CapturedChange:
-        if message.old is not None:
-            return self._change(
-                Operation.DELETE,
-                table,
-                key=table.key(message.old),
-                before=table.render(message.old),
             )
-        identity = message.key or []
-        return self._change(
-            Operation.DELETE,
-            table,
-            key=table.key(identity),
-            before=table.render_identity(identity),
-        )
+        if values is not None and len(values) != table.width:
+            self._check_width(table, values)
+        return table
+
+    @staticmethod
+    def _check_width(table: CapturedTable, values: Tuple) -> None:
+        if len(values) != table.width:
+            raise ProtocolError(
+                f"a row of {table.schema}.{table.name} has {len(values)} columns where the server "
+                f"described {table.width}"
+            )
 
 
 def context_json(content: bytes) -> str | None:

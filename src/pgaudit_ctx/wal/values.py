@@ -15,6 +15,8 @@ from pgaudit_ctx.wal.json_text import Refused, parse
 Encoder: TypeAlias = Callable[[bytes], str]
 
 BOOL, INT8, INT2, INT4, JSON, JSONB = 16, 20, 21, 23, 114, 3802
+INTEGERS: Final = frozenset({INT2, INT4, INT8})
+"""Types whose text is JSON already."""
 
 MAX_VALUE: Final = 64 * 2**20
 """Bytes of UTF-8 text from which on a value is replaced by its size and digest."""
@@ -32,17 +34,14 @@ def encoder_for(type_oid: int) -> Encoder:
     Returns:
         A function from the value's text in UTF-8 to JSON text.
     """
-    return _ENCODERS.get(type_oid, _text)
+    return _ENCODERS.get(type_oid, encode_text)
 
 
-def _too_large(value: bytes) -> str:
-    digest = hashlib.sha256(value).hexdigest()
-    return json.dumps({MARKER: "too large", "bytes": len(value), "sha256": digest})
-
-
-def _text(value: bytes) -> str:
+def encode_text(value: bytes) -> str:
+    """Give a value's exact text as a JSON string, or a marker if it is too large."""
     if len(value) > MAX_VALUE:
-        return _too_large(value)
+        digest = hashlib.sha256(value).hexdigest()
+        return json.dumps({MARKER: "too large", "bytes": len(value), "sha256": digest})
     return encode_basestring(value.decode())
 
 
@@ -57,7 +56,7 @@ def _integer(value: bytes) -> str:
 def _jsonb(value: bytes) -> str:
     # What jsonb printed, jsonb takes; only what would be mistaken for something else is looked at.
     if len(value) > MAX_VALUE:
-        return _too_large(value)
+        return encode_text(value)
     text = value.decode()
     if text == "null":
         return _marked_value(text)
@@ -68,7 +67,7 @@ def _jsonb(value: bytes) -> str:
 
 def _json(value: bytes) -> str:
     if len(value) > MAX_VALUE:
-        return _too_large(value)
+        return encode_text(value)
     text = value.decode()
     try:
         parsed = parse(text)

@@ -1,0 +1,201 @@
+"""How fast a backlog goes through to committed rows, beside a bare COPY of the same rows.
+
+Both in one run, in interleaved pairs, on the same table with the same indexes:
+
+    python benchmarks/capture.py [--changes 300000] [--pairs 5] [--rows-per-transaction 10]
+
+Goals: at least 0.75 of COPY, at least 40,000 changes a second, less than 120 MB of memory.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+
+from pgaudit_ctx.connection import connect
+from pgaudit_ctx.destination import schema
+from pgaudit_ctx.embedded import EmbeddedPostgres
+from pgaudit_ctx.source import setup as source_setup
+from pgaudit_ctx.worker import Worker, WorkerOptions
+
+TABLE = """
+    CREATE TABLE orders (
+        id bigint PRIMARY KEY, customer integer, status text, amount numeric(10, 2),
+        note text, paid boolean, placed_at timestamptz, details jsonb
+    )"""
+
+# 50 % INSERT, 35 % UPDATE, 15 % DELETE, in transactions of so many rows.
+WORKLOAD = """
+    CREATE PROCEDURE work(transactions int, size int) LANGUAGE plpgsql AS $$
+    DECLARE
+        next_id bigint := 1; victim bigint := 1; dice int; turn int := 0;
+    BEGIN
+        FOR t IN 1..transactions LOOP
+            PERFORM pg_logical_emit_message(true, 'pgaudit_ctx',
+                format('{"user":"user%s","reason":"order desk"}', t % 50));
+            FOR r IN 1..size LOOP
+                dice := (turn * 7) % 20; turn := turn + 1;
+                IF dice < 10 OR victim >= next_id THEN
+                    INSERT INTO orders VALUES (next_id, next_id % 1000, 'new', next_id / 3.0,
+                        'please deliver to the back door', false, now(),
+                        '{"channel": "web", "items": 3}');
+                    next_id := next_id + 1;
+                ELSIF dice < 17 THEN
+                    UPDATE orders SET status = 'paid', paid = true
+                    WHERE id = victim + (turn * 13) % (next_id - victim);
+                ELSE
+                    DELETE FROM orders WHERE id = victim;
+                    victim := victim + 1;
+                END IF;
+            END LOOP;
+            COMMIT;
+        END LOOP;
+    END $$"""
+
+
+def peak_memory() -> float:
+    """The most this process held; getrusage would count what its parent held at the fork."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def capture(source: str, destination: str, slot: str) -> None:
+    """One run of the worker, in a process of its own so that its memory can be told."""
+    worker = Worker(WorkerOptions(source, destination, slot=slot))
+    before = time.process_time()
+    started = time.perf_counter()
+    progress = worker.run(until_caught_up=True)
+    seconds = time.perf_counter() - started
+    worker.close()
+    print(
+        json.dumps(
+            {
+                "changes": progress.changes,
+                "bytes": progress.bytes,
+                "seconds": seconds,
+                "cpu": time.process_time() - before,
+                "megabytes": peak_memory(),
+            }
+        )
+    )
+
+
+def reset(destination: psycopg.Connection) -> None:
+    destination.execute("TRUNCATE pgaudit_ctx.changes, pgaudit_ctx.checkpoints, pgaudit_ctx.epochs")
+    destination.execute("TRUNCATE pgaudit_ctx.coverage")
+    destination.execute("CHECKPOINT")
+
+
+def dump(destination: psycopg.Connection, form: str) -> bytes:
+    rows = "SELECT * FROM pgaudit_ctx.changes ORDER BY commit_lsn, ordinal"
+    with destination.cursor().copy(f"COPY ({rows}) TO STDOUT (FORMAT {form})") as copy:
+        return b"".join(map(bytes, copy))
+
+
+def bare_copy(destination: psycopg.Connection, rows: bytes, form: str) -> float:
+    reset(destination)
+    started = time.perf_counter()
+    with (
+        destination.transaction(),
+        destination.cursor().copy(f"COPY pgaudit_ctx.changes FROM STDIN (FORMAT {form})") as copy,
+    ):
+        for start in range(0, len(rows), 64 * 1024):
+            copy.write(rows[start : start + 64 * 1024])
+    return time.perf_counter() - started
+
+
+def spread(values: list[float], form: str = ",.0f") -> str:
+    ordered = sorted(values)
+    return (
+        f"{statistics.median(ordered):{form}}  (from {ordered[0]:{form}} to {ordered[-1]:{form}})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--changes", type=int, default=300_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows-per-transaction", type=int, default=10)
+    parser.add_argument("--capture", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.capture:
+        capture(*options.capture)
+        return
+    durable = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB"}
+    with EmbeddedPostgres(settings=durable) as server:
+        measure(server, options)
+
+
+def prepare(server: EmbeddedPostgres, options: argparse.Namespace) -> WorkerOptions:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE source")
+        connection.execute("CREATE DATABASE destination")
+    chosen = WorkerOptions(server.url("source"), server.url("destination"))
+    with psycopg.connect(chosen.source, autocommit=True) as application:
+        application.execute(TABLE)
+        application.execute(WORKLOAD)
+        with connect(chosen.source, "source") as source:
+            state = source_setup.read_state(source, chosen.slot, chosen.publication)
+            plan = source_setup.plan(state, chosen.slot, chosen.publication)
+            source_setup.run(source, plan.steps, lambda _: None)
+        size = options.rows_per_transaction
+        application.execute(f"CALL work({options.changes // size}, {size})")
+    return chosen
+
+
+def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> None:
+    chosen = prepare(server, options)
+    captured: list[dict[str, float]] = []
+    copied: dict[str, list[float]] = {"text": [], "binary": []}
+    with (
+        psycopg.connect(chosen.source, autocommit=True) as source,
+        psycopg.connect(chosen.destination, autocommit=True) as destination,
+    ):
+        with connect(chosen.destination, "destination") as end:
+            schema.migrate(end, "quarter")
+        for pair in range(options.pairs):
+            slot = f"run{pair}"
+            source.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [chosen.slot, slot])
+            reset(destination)
+            done = subprocess.run(
+                [sys.executable, __file__, "--capture", chosen.source, chosen.destination, slot],
+                check=True,
+                capture_output=True,
+            )
+            captured.append(json.loads(done.stdout))
+            dumped = {form: dump(destination, form) for form in copied}
+            size = destination.execute(
+                "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits"
+                " WHERE inhparent = 'pgaudit_ctx.changes'::regclass"
+            ).fetchone()
+            for form, rows in dumped.items():
+                copied[form].append(bare_copy(destination, rows, form))
+            source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    report(captured, copied, int(size[0]))
+
+
+def report(captured: list[dict[str, float]], copied: dict[str, list[float]], size: int) -> None:
+    changes = captured[0]["changes"]
+    speeds = [run["changes"] / run["seconds"] for run in captured]
+    print(f"{changes:,} changes, {len(captured)} rounds; median and spread")
+    print("captured, changes/s     ", spread(speeds))
+    for form, seconds in copied.items():
+        print(f"COPY ({form}), changes/s".ljust(25), spread([changes / s for s in seconds]))
+        ratios = [speed * s / changes for speed, s in zip(speeds, seconds, strict=True)]
+        print(f"ratio to COPY ({form})".ljust(25), spread(ratios, ".2f"))
+    print("CPU of the worker, µs each", spread([r["cpu"] / changes * 1e6 for r in captured], ".1f"))
+    print("memory of the worker, MB ", spread([run["megabytes"] for run in captured]))
+    print(
+        f"bytes per change          {captured[0]['bytes'] / changes:,.0f} sent, "
+        f"{size / changes:,.0f} stored with indexes"
+    )
+
+
+if __name__ == "__main__":
+    main()
