@@ -1,0 +1,216 @@
+"""Every code block of README.md and docs/ is executed, each document on databases of its own.
+
+What a document may assume:
+
+- ``setup()`` and ``capture()`` do what ``pgaudit-ctx setup`` and ``worker --until-caught-up`` do;
+- the environment variables of the command line name source, destination and slot;
+- any URL of a database ``clinic`` is the source's, of a database ``audit`` the destination's;
+- a ``text`` block after code that printed something is what it printed, but for times and LSNs.
+
+Invisible code is written ``<!-- invisible-code-block: python … -->``.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import typer
+from sqlalchemy import Engine
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+from pgaudit_ctx.cli.app import app
+from pgaudit_ctx.reading import default
+from support.database import Capture
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_PLACEHOLDER = re.compile(r"postgresql(\+\w+)?://[\w.:@-]*/(clinic|audit)\b(?!\?)")
+_CHANGES_WITH_EACH_RUN = (
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d:?\d\d)?"), "<moment>"),
+    (re.compile(r"\b\d\d:\d\d:\d\d\.\d+\b"), "<time>"),
+    (re.compile(r"^\w+day \d\d \w+ \d{4}, UTC$", re.MULTILINE), "<day>"),
+    (re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{5,8}\b"), "<lsn>"),
+    (re.compile(r"[ \t]+$", re.MULTILINE), ""),
+)
+
+
+class Stage:
+    """One document, and the databases it is played on."""
+
+    def __init__(self, path: Path, ends: Capture, *, run_commands: bool = False) -> None:
+        self._ends = ends
+        self._run_commands = run_commands
+        self._printed = ""
+        self._python = PythonEvaluator()
+        self.module = types.ModuleType("document")
+        vars(self.module).update(setup=ends.setup, capture=ends.run)
+        text = _PLACEHOLDER.sub(self._url, path.read_text(encoding="utf-8"))
+        self.document = Document(text, str(path))
+        self.document.namespace = vars(self.module)
+        for parser in (
+            SkipParser(),
+            CodeBlockParser("python", self._evaluate_python),
+            CodeBlockParser("text", self._compare_output),
+            CodeBlockParser("sql", self._execute_sql),
+            CodeBlockParser("console", self._try_console),
+            CodeBlockParser("bash", check_commands),
+        ):
+            for region in parser(self.document):
+                self.document.add(region)
+
+    def play(self) -> None:
+        for example in self.document.examples():
+            example.evaluate()
+
+    def _url(self, match: re.Match[str]) -> str:
+        end = self._ends.source if match[2] == "clinic" else self._ends.destination
+        return end.sqlalchemy_url(match[1][1:]) if match[1] else end.url
+
+    def _evaluate_python(self, example: Example) -> None:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            self._python(example)
+        self._printed = printed.getvalue() or self._printed
+
+    def _compare_output(self, example: Example) -> None:
+        printed, self._printed = self._printed, ""
+        if printed:
+            assert steady(example.parsed) == steady(printed), example.path
+
+    def _execute_sql(self, example: Example) -> None:
+        where = example.parsed.partition("\n")[0]
+        ends = {"-- on the source": "source", "-- on the destination": "destination"}
+        assert where in ends, f"{example.path}:{example.line}: the first line says where it runs"
+        getattr(self._ends, ends[where]).execute(example.parsed)
+
+    def _try_console(self, example: Example) -> None:
+        check_commands(example)
+        if not self._run_commands:
+            return
+        for command, output in sessions(example.parsed):
+            words = shlex.split(command)
+            if words[0] == "pgaudit-ctx" and words[1] != "demo":
+                done = subprocess.run(
+                    [sys.executable, "-m", "pgaudit_ctx", *words[1:]],
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    check=False,
+                )
+                assert steady(done.stdout) == steady(output), f"{example.path}: {command}"
+                assert done.returncode == 0
+
+
+def steady(text: str) -> str:
+    """The text without what differs from run to run."""
+    for pattern, stand_in in _CHANGES_WITH_EACH_RUN:
+        text = pattern.sub(stand_in, text)
+    return text.strip()
+
+
+def sessions(text: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with its output."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, output = part.replace("\\\n", " ").partition("\n")
+        yield command, output
+
+
+def check_commands(example: Example) -> None:
+    """Check that each ``pgaudit-ctx`` command of a block exists, with the options it is given."""
+    root = typer.main.get_command(app)
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        for words in invocations(line.removeprefix("$ ")):
+            command, given = root, words
+            if words and not words[0].startswith("-"):
+                assert words[0] in root.commands, f"{example.path}: pgaudit-ctx {words[0]}"
+                command, given = root.commands[words[0]], words[1:]
+            known = {option for parameter in command.params for option in parameter.opts}
+            named = {word.partition("=")[0] for word in given if word.startswith("--")}
+            assert named <= known | {"--help"}, f"{example.path}: {line}"
+
+
+def invocations(line: str) -> Iterator[Sequence[str]]:
+    """The arguments of each ``pgaudit-ctx`` on a line of shell."""
+    if "pgaudit-ctx" not in line:
+        return
+    for part in re.split(r"&&|\|\||[|;]", line):
+        try:
+            words = shlex.split(part, comments=True)
+        except ValueError:
+            continue  # output that happens to have an apostrophe
+        if words and words[0] == "pgaudit-ctx":
+            yield words[1:]
+
+
+@pytest.fixture
+def reset(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Put back what a document may change in the process."""
+    monkeypatch.setattr(default, "_configured", None)
+    for variable in [name for name in os.environ if name.startswith("PGAUDIT_CTX_")]:
+        monkeypatch.delenv(variable)
+    yield monkeypatch
+    if default._configured is not None and isinstance(default._configured.destination, Engine):
+        default._configured.destination.dispose()
+
+
+def play(
+    path: Path, ends: Capture, monkeypatch: pytest.MonkeyPatch, *, run_commands: bool = False
+) -> None:
+    monkeypatch.setenv("PGAUDIT_CTX_SOURCE_URL", ends.source.url)
+    monkeypatch.setenv("PGAUDIT_CTX_DESTINATION_URL", ends.destination.url)
+    monkeypatch.setenv("PGAUDIT_CTX_SLOT", ends.options.slot)
+    if ends.options.name is not None:
+        monkeypatch.setenv("PGAUDIT_CTX_NAME", ends.options.name)
+    stage = Stage(path, ends, run_commands=run_commands)
+    # SQLAlchemy and FastAPI look names of annotations up in the module of a class or function.
+    monkeypatch.setitem(sys.modules, stage.module.__name__, stage.module)
+    try:
+        stage.play()
+    finally:
+        for value in list(vars(stage.module).values()):
+            if isinstance(value, Engine):
+                value.dispose()
+
+
+# Only FastAPI's test client asks for another HTTP library; the application does not use one.
+@pytest.mark.filterwarnings("ignore:Using .httpx. with .starlette.testclient. is deprecated")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_of_a_document_runs(
+    path: Path, request: pytest.FixtureRequest, reset: pytest.MonkeyPatch
+) -> None:
+    tutorial = path.parent.name == "tutorial"
+    ends = request.getfixturevalue("kept_demo" if tutorial else "blank")
+    play(path, ends, reset, run_commands=tutorial)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "```python\nassert capture().changes == 1\n```\n",
+        "```python\nprint(1)\n```\n\n```text\n2\n```\n",
+        "<!-- invisible-code-block: python\nraise LookupError\n-->\n",
+        "```sql\n-- on the source\nSELEC 1;\n```\n",
+        "```sql\nSELECT 1;\n```\n",
+        "```console\n$ pgaudit-ctx worker --untill-caught-up\n```\n",
+        "```bash\npip install . && pgaudit-ctx demonstrate\n```\n",
+    ],
+)
+def test_a_document_that_is_wrong_fails(
+    wrong: str, tmp_path: Path, blank: Capture, reset: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "wrong.md"
+    path.write_text(f"# A document\n\n{wrong}")
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each is wrong in its own way
+        play(path, blank, reset)
