@@ -9,7 +9,7 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 
 
 class Roles(griffe.Extension):
-    """Rewrites ``:class:`X``` to ``X`` in code type, and a ``::`` before a literal block to ``:``."""
+    """Makes code type of a role, and a single colon of the two before a literal block."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite one object's docstring."""
