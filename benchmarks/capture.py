@@ -141,9 +141,7 @@ def prepare(server: EmbeddedPostgres, options: argparse.Namespace) -> WorkerOpti
         application.execute(TABLE)
         application.execute(WORKLOAD)
         with connect(chosen.source, "source") as source:
-            state = source_setup.read_state(source, chosen.slot, chosen.publication)
-            plan = source_setup.plan(state, chosen.slot, chosen.publication)
-            source_setup.run(source, plan.steps, lambda _: None)
+            source_setup.run(source, chosen.slot, chosen.publication)
         size = options.rows_per_transaction
         application.execute(f"CALL work({options.changes // size}, {size})")
     return chosen

@@ -61,11 +61,13 @@ def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any,
 
 
 def _why_no_connection(error: psycopg.OperationalError, place: str, given: dict[str, Any]) -> str:
-    said = " ".join(str(error).split())
-    where = (
-        f"the {place} (host {given.get('host', 'local socket')}, "
-        f"database {given.get('dbname', '-')}, user {given.get('user', '-')})"
-    )
+    said = " ".join(str(error).split()).rstrip("?.")
+    named = [
+        f"{word} {given[name]}"
+        for word, name in (("host", "host"), ("database", "dbname"), ("user", "user"))
+        if given.get(name)
+    ]
+    where = f"the {place} ({', '.join(named) or 'the default server'})"
     low = said.lower()
     if "password authentication failed" in low or "no password supplied" in low:
         remedy = "check user and password in its URL"

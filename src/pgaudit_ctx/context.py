@@ -4,8 +4,10 @@ A scope lives in a context variable of the standard library, so it follows ``awa
 ``contextvars.copy_context``. ``bind_context`` changes the scope itself, which every copy shares.
 """
 
+import copy
 import functools
 import inspect
+import threading
 import types
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
@@ -14,16 +16,20 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from pydantic import BaseModel
 
 from pgaudit_ctx.errors import ContextInvalid, NoOpenScope
-from pgaudit_ctx.message import encode_context, plain_context
+from pgaudit_ctx.message import MAX_TEXT, encode_context, plain_context
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_CERTAINLY_SMALL: Final = 8 * 1024
-"""Characters that stay under 64 KiB of ASCII JSON however they are escaped."""
+_CERTAINLY_SMALL: Final = MAX_TEXT // 12
+"""Characters that stay under the limit however they are escaped: at most twelve bytes each."""
 
 
 class _Flushable(Protocol):
     def flush(self) -> Any: ...
+
+
+# Threads that share a scope may bind at the same time.
+_binding: Final = threading.Lock()
 
 
 class Scope:
@@ -50,10 +56,10 @@ class Scope:
 
     def bind(self, values: dict[str, Any]) -> None:
         """Add values to this scope, replacing those of the same name."""
-        merged = {**self.merged, **values}
-        _check_size(merged)
-        self._own = {**self._own, **values}
-        self._version += 1
+        with _binding:
+            _check_size({**self.merged, **values})
+            self._own = {**self._own, **values}
+            self._version += 1
 
     @property
     def merged(self) -> Mapping[str, Any]:
@@ -232,7 +238,11 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
         return scope.merged
 
     def _close(self) -> None:
-        scope, token = self._opened.pop()
+        # One object may be entered by several tasks at once: leave this one's own scope.
+        innermost = _innermost.get()
+        entered = self._opened
+        own = (i for i in range(len(entered) - 1, -1, -1) if entered[i][0] is innermost)
+        scope, token = entered.pop(next(own, -1))
         try:
             _innermost.reset(token)
         except ValueError:
@@ -249,7 +259,7 @@ def dump_context() -> dict[str, Any] | None:
         A dict of plain JSON values, or ``None`` outside of any scope.
     """
     scope = _innermost.get()
-    return None if scope is None else dict(scope.merged)
+    return None if scope is None else copy.deepcopy(dict(scope.merged))
 
 
 def load_context(value: Mapping[str, Any] | None) -> audit_context:

@@ -32,6 +32,10 @@ _EMIT: Final = text(
 ).bindparams(bindparam("content", type_=Text()))
 
 
+# No message has this text, so whatever comes next differs from it and is emitted.
+_UNKNOWN: Final = "?"
+
+
 class _Emitted:
     """What the current transaction's log holds: the last message, and the one at each savepoint."""
 
@@ -52,6 +56,7 @@ class _Emitted:
                 # The savepoint itself stays open after ROLLBACK TO.
                 self.savepoints.append((found, emitted))
                 return
+        self.text = _UNKNOWN
 
     def release(self, name: str) -> None:
         while self.savepoints and self.savepoints.pop()[0] != name:
@@ -86,14 +91,15 @@ class _Hook:
             return
         if by_hand != "emit" and not (context.isinsert or context.isupdate or context.isdelete):
             found = classify(statement)
-            if found.effect is not Effect.WRITES:
-                if found.effect is not Effect.READS:
-                    _follow(connection, found)
-                return
+            if found.effect is Effect.WRITES:
+                self.emit(connection)
+            if found.effect is not Effect.READS or found.unclear:
+                _follow(connection, found)
+            return
         self.emit(connection)
 
     def emit(self, connection: Connection) -> None:
-        content = self._content()
+        content = self.content()
         emitted = _emitted(connection)
         if content == emitted.text or (content == EMPTY and emitted.text is None):
             return
@@ -109,7 +115,7 @@ class _Hook:
         _send(connection, content)
         emitted.text = content
 
-    def _content(self) -> str:
+    def content(self) -> str:
         scope = current_scope()
         if scope is None or not scope.merged:
             if self._require_context:
@@ -167,7 +173,9 @@ class _Hook:
 _Handlers: TypeAlias = list[tuple[str, Callable[..., None]]]
 
 # Values must not refer to their keys, or engines and connections would live for ever.
-_installed: "weakref.WeakKeyDictionary[object, _Handlers]" = weakref.WeakKeyDictionary()
+_installed: "weakref.WeakKeyDictionary[object, tuple[_Hook, _Handlers]]" = (
+    weakref.WeakKeyDictionary()
+)
 _compiled: "weakref.WeakKeyDictionary[Dialect, Callable[[str], tuple[str, Any]]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -207,15 +215,15 @@ def install(
         return
     uninstall(engine)
     hook = _Hook(context_model, require_context, providers)
-    _installed[target] = (
-        _listen(target, hook) if isinstance(target, Engine) else _listen_to_sessions(target, hook)
-    )
+    listen = _listen if isinstance(target, Engine) else _listen_to_sessions
+    _installed[target] = (hook, listen(target, hook))
 
 
 def uninstall(engine: Any) -> None:
     """Detach the hook from what it was installed on; without effect where it was not."""
     target = _target(engine)
-    for name, handler in _installed.pop(target, ()):
+    _, handlers = _installed.pop(target, (None, []))
+    for name, handler in handlers:
         event.remove(target, name, handler)
 
 
@@ -223,7 +231,8 @@ def emit_context(connection: Connection | Session) -> None:
     """Write the current context into the open transaction by hand.
 
     For work that goes past SQLAlchemy, such as COPY or a cursor of the driver's connection; it
-    applies to everything after it in the transaction. On an ``AsyncConnection`` or
+    applies to everything after it in the transaction, under the options given to
+    :func:`install`. On an ``AsyncConnection`` or
     ``AsyncSession``: ``await connection.run_sync(emit_context)``.
 
     Args:
@@ -239,8 +248,9 @@ def emit_context(connection: Connection | Session) -> None:
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
         )
-    scope = current_scope()
-    content = EMPTY if scope is None else scope.text
+    installed = _installed.get(connection) or _installed.get(connection.engine)
+    hook = _Hook(None, require_context=False, providers=()) if installed is None else installed[0]
+    content = hook.content()
     connection.execute(_EMIT, {"content": content})
     _emitted(connection).text = content
 
@@ -287,7 +297,7 @@ def _listen_to_sessions(sessions: Any, hook: _Hook) -> _Handlers:
 
     def after_begin(_session: Session, _transaction: Any, connection: Connection) -> None:
         if connection.dialect.name == "postgresql" and connection not in _installed:
-            _installed[connection] = _listen(connection, hook)
+            _installed[connection] = (hook, _listen(connection, hook))
 
     event.listen(sessions, "after_begin", after_begin)
     return [("after_begin", after_begin)]
@@ -308,8 +318,12 @@ def _forget(connection: Connection, *_: Any) -> None:
 
 def _follow(connection: Connection, found: Statement) -> None:
     state = _emitted(connection)
-    if found.savepoint is None:
+    if found.unclear:
+        state.text = _UNKNOWN
+    elif found.effect is Effect.ENDS:
         _forget(connection)
+    elif found.savepoint is None:
+        return
     elif found.effect is Effect.SAVEPOINT:
         state.savepoint(found.savepoint)
     elif found.effect is Effect.ROLLBACK_TO:

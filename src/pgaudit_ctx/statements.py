@@ -22,37 +22,48 @@ class Effect(enum.Enum):
 
 
 class Statement(NamedTuple):
-    """The effect of a statement, and the savepoint it names."""
+    """What is to be done about a statement.
+
+    Attributes:
+        effect: Its effect; of several statements in one string, the strongest.
+        savepoint: The savepoint that it names.
+        unclear: Whether nobody can tell afterwards which message is in force, because the string
+            holds several statements of which one opens, ends or rolls back something.
+    """
 
     effect: Effect
     savepoint: str | None = None
+    unclear: bool = False
 
 
 # Comments and everything quoted, so that no word inside is taken for SQL.
 _OPAQUE: Final = re.compile(
     r"""--[^\n]*
     | /\*.*?\*/
-    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | [eE]'(?:[^'\\]|\\.|'')*'
+    | (?P<name>"(?:[^"]|"")*")
+    | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$
+    | (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'
     | '(?:[^']|'')*'
     """,
     re.VERBOSE | re.DOTALL,
 )
-_IDENTIFIER: Final = re.compile(r'"(?:[^"]|"")*"')
 _WORD: Final = re.compile(r"[a-z_]+")
 _LOCKING: Final = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b")
-_WRITING: Final = re.compile(
-    r"\b(?:insert|update|delete|merge|into|truncate|copy|call|do|create|alter|drop|refresh|execute"
-    r"|grant|revoke|comment|import|reindex|reassign|security)\b"
+_WRITING_QUERY: Final = re.compile(
+    r"\b(?:insert\s+into|delete\s+from|merge\s+into|into)\b|\bupdate\b.*\bset\b", re.DOTALL
 )
 _SAVEPOINT: Final = re.compile(
-    r"""^\s*(?P<verb>savepoint|rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?
+    r"""^(?P<verb>savepoint|rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?
     |release(?:\s+savepoint)?)\s+(?P<name>"(?:[^"]|"")*"|\w+)""",
     re.VERBOSE | re.IGNORECASE,
 )
 _OUTSIDE_TRANSACTIONS: Final = re.compile(
-    r"\bconcurrently\b|^(?:create|drop)\s+(?:database|tablespace)\b|^alter\s+system\b"
-    r"|^alter\s+database\b.*\bset\s+tablespace\b"
+    r"""^(?:create|drop|reindex|alter)\b.*\bconcurrently\b
+    |^(?:create|drop)\s+(?:database|tablespace|subscription)\b
+    |^alter\s+(?:system|subscription)\b
+    |^alter\s+database\b.*\bset\s+tablespace\b
+    |^reindex\s+(?:\([^)]*\)\s*)?(?:database|system|schema)\b""",
+    re.VERBOSE | re.DOTALL,
 )
 
 _ENDS: Final = frozenset({"commit", "end", "rollback", "abort"})
@@ -67,39 +78,50 @@ _NEVER: Final = frozenset(
 
 
 @functools.lru_cache(maxsize=2048)
-def classify(statement: str) -> Statement:  # noqa: PLR0911 - one return per kind
+def classify(statement: str) -> Statement:
     """Tell what a statement does.
 
     Args:
         statement: SQL text, with or without placeholders; several statements may be in it.
 
     Returns:
-        Its effect. A ``SELECT`` counts as reading unless it contains a data-modifying CTE or
-        ``INTO``; what the functions do that it calls cannot be told from here.
+        What is to be done about it. A ``SELECT`` counts as reading unless it contains a
+        data-modifying CTE or ``INTO``; what the functions do that it calls cannot be told here.
     """
-    bare = _IDENTIFIER.sub('""', _OPAQUE.sub(" ", statement)).strip().lstrip("(").lower().strip()
-    found = _WORD.match(bare)
-    if found is None:
+    bare = _OPAQUE.sub(lambda found: (found["name"] or " ").replace(";", ":"), statement)
+    found = [_classify_one(part) for part in bare.split(";") if part.strip()]
+    if not found:
         return Statement(Effect.READS)
-    word = found[0]
-    several = ";" in bare.rstrip("; \n\t")
-    savepoint = _SAVEPOINT.match(_OPAQUE.sub(" ", statement))
-    if savepoint is not None and not several:
+    if len(found) == 1:
+        return found[0]
+    effects = {one.effect for one in found}
+    effect = Effect.WRITES if Effect.WRITES in effects else Effect.READS
+    return Statement(effect, unclear=not effects <= {Effect.READS, Effect.WRITES})
+
+
+def _classify_one(part: str) -> Statement:
+    part = part.strip().lstrip("( \n\t\r")
+    low = re.sub(r'"(?:[^"]|"")*"', '""', part).lower()
+    word_found = _WORD.match(low)
+    word = "" if word_found is None else word_found[0]
+    savepoint = _SAVEPOINT.match(part)
+    if savepoint is not None:
         return Statement(_savepoint_effect(savepoint["verb"]), _folded(savepoint["name"]))
-    if word in _ENDS and not several:
+    if word in _ENDS or low.startswith("prepare transaction"):
         return Statement(Effect.ENDS)
     if word == "explain":
-        executes = re.search(r"\banaly[sz]e\b", bare) is not None
-        return Statement(Effect.WRITES if executes and _writes(bare) else Effect.READS)
-    if several or word in _MAY_READ:
-        return Statement(Effect.WRITES if _writes(bare) else Effect.READS)
-    if word in _NEVER or _OUTSIDE_TRANSACTIONS.search(bare):
-        return Statement(Effect.READS)
-    return Statement(Effect.WRITES)
+        writes = re.search(r"\banaly[sz]e\b", low) is not None and (
+            _query_writes(low) or re.search(r"\bexecute\b", low) is not None
+        )
+    elif word in _MAY_READ:
+        writes = _query_writes(low)
+    else:
+        writes = word not in _NEVER and not _OUTSIDE_TRANSACTIONS.search(low)
+    return Statement(Effect.WRITES if writes else Effect.READS)
 
 
-def _writes(bare: str) -> bool:
-    return _WRITING.search(_LOCKING.sub(" ", bare)) is not None
+def _query_writes(low: str) -> bool:
+    return _WRITING_QUERY.search(_LOCKING.sub(" ", low)) is not None
 
 
 def _savepoint_effect(verb: str) -> Effect:

@@ -2,10 +2,13 @@
 
 import re
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 from pgaudit_ctx.errors import UsageError
 
+# Greedy up to the last @: a password that was not percent-encoded may hold anything.
+_USERINFO: Final = re.compile(r"^([A-Za-z0-9+.-]+://[^:@/]*:).*@", re.DOTALL)
+_PASSWORD: Final = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]*)")
+_ANY_SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*|)://")
 _SCHEME: Final = re.compile(r"^(postgres(?:ql)?)(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 
 
@@ -21,7 +24,8 @@ def libpq_url(url: str) -> str:
     Raises:
         UsageError: If it names another kind of database.
     """
-    if "://" not in url:
+    scheme = _ANY_SCHEME.match(url)
+    if scheme is None:
         if "=" in url:
             return url
         raise UsageError(
@@ -30,7 +34,7 @@ def libpq_url(url: str) -> str:
         )
     if not _SCHEME.match(url):
         raise UsageError(
-            f"a database URL must begin with postgresql://, not with {url.split('://', 1)[0]}://; "
+            f"a database URL must begin with postgresql://, not with {scheme[1]}://; "
             "only PostgreSQL can be audited through its write-ahead log"
         )
     return _SCHEME.sub("postgresql://", url)
@@ -49,27 +53,22 @@ def sqlalchemy_url(url: str, driver: str = "psycopg") -> str:
     Raises:
         UsageError: If it is not a PostgreSQL URL.
     """
-    libpq_url(url)
-    if "://" not in url:
-        raise UsageError("this command needs a URL (postgresql://…), not key=value pairs")
-    scheme = url.split("://", 1)[0]
-    return url if "+" in scheme else _SCHEME.sub(f"postgresql+{driver}://", url)
+    plain = libpq_url(url)
+    scheme = _ANY_SCHEME.match(url)
+    if scheme is None:
+        raise UsageError("this needs a URL (postgresql://…), not key=value pairs")
+    _, _, named = scheme[1].partition("+")
+    return _SCHEME.sub(f"postgresql+{named or driver}://", plain)
 
 
 def without_password(url: str) -> str:
-    """Give a URL that may be shown.
+    """Give a URL, or a list of key=value pairs, that may be shown.
 
     Args:
-        url: Any database URL.
+        url: As a person wrote it, well-formed or not.
 
     Returns:
-        The URL with ``***`` in place of a password, in its authority and in its query.
+        The same with ``***`` in place of every password.
     """
-    parts = urlsplit(url)
-    authority = parts.netloc
-    if "@" in authority:
-        user, _, host = authority.rpartition("@")
-        if ":" in user:
-            authority = f"{user.split(':', 1)[0]}:***@{host}"
-    query = re.sub(r"(?i)\b(password|sslpassword)=[^&]*", r"\1=***", parts.query)
-    return urlunsplit((parts.scheme, authority, parts.path, query, ""))
+    shown = _USERINFO.sub(r"\1***@", url)
+    return _PASSWORD.sub(r"\1***", shown)

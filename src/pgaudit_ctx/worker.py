@@ -27,6 +27,10 @@ from pgaudit_ctx.wal.table import TableFacts
 
 log = logging.getLogger(__name__)
 
+_OWN_TRAIL: Final = (
+    "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
+)
+
 MAX_BATCH_BYTES: Final = 8 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 10.0
@@ -83,18 +87,21 @@ def begin_capture(
     """
     check_source(source, options.slot)
     check_schema(destination)
+    name = options.name or source.info.dbname
+    checkpoint = ledger.read_checkpoint(destination, name)
     slot = catalog.read_slot(source, options.slot)
     if slot is None:
+        raise slot_missing(options.slot, name, checkpoint)
+    if slot.wal_status == "lost":
         raise SlotMissing(
-            f"the source has no replication slot {options.slot!r}. Remedy: run pgaudit-ctx setup"
+            f"the server has invalidated the slot {options.slot!r} and discarded the log it kept "
+            f"(see max_slot_wal_keep_size): {_OWN_TRAIL}"
         )
     if not catalog.publication_exists(source, options.publication):
         raise SourceNotReady(
             f"the source has no publication {options.publication!r}. Remedy: run pgaudit-ctx setup"
         )
     identity = catalog.read_identity(source)
-    name = options.name or identity.database
-    checkpoint = ledger.read_checkpoint(destination, name)
     position = catalog.read_position(source)
     if checkpoint is None:
         # The slot came after the publication, so what is published now was published then.
@@ -118,6 +125,18 @@ def begin_capture(
         ],
     )
     return checkpoint
+
+
+def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> SlotMissing:
+    """Explain a slot that is not there: never was, or is lost together with the log it kept."""
+    if checkpoint is None:
+        return SlotMissing(
+            f"the source has no replication slot {slot!r}. Remedy: run pgaudit-ctx setup"
+        )
+    return SlotMissing(
+        f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot {slot!r} "
+        f"that kept the log from there on is gone: a new one would leave a hole. {_OWN_TRAIL}"
+    )
 
 
 def _columns(identity: catalog.Identity) -> tuple[int, int, int]:
@@ -157,8 +176,7 @@ def _refuse_mismatch(
             f"the slot {options.slot!r} has moved to {format_lsn(slot.confirmed_flush)}, but the "
             f"trail holds everything only up to {format_lsn(checkpoint.end_lsn)}: what lies "
             "between was never stored. Was the slot recreated or advanced, or the destination "
-            "restored from a backup? Remedy: restore the destination to where it was; going on "
-            "would leave a hole"
+            f"restored from a backup? Going on would leave a hole. {_OWN_TRAIL}"
         )
 
 
@@ -230,6 +248,13 @@ class Worker:
             ConnectionFailed: If either end is lost.
             DatabaseError: If the destination refuses.
         """
+        try:
+            self._run(until_caught_up, on_batch)
+        except psycopg.Error as error:
+            raise refusal(error, "go on capturing") from None
+        return self.progress
+
+    def _run(self, until_caught_up: bool, on_batch: Callable[[Progress], None]) -> None:  # noqa: FBT001 - private
         if until_caught_up:
             self._target = last_record_end(catalog.read_position(self._source).lsn)
         self._stream.start(self._checkpoint.end_lsn)
@@ -243,17 +268,13 @@ class Worker:
             self._drain(on_batch)
             if not self._finished():
                 self._rest()
-        return self.progress
 
     def _finished(self) -> bool:
         caught_up = self._target is not None and self._stored_lsn >= self._target
         return self._stopping or caught_up
 
     def _describe(self, relation: Relation) -> TableFacts | None:
-        try:
-            return catalog.read_facts(self._source, relation)
-        except psycopg.Error as error:
-            raise refusal(error, "read the source's catalog") from None
+        return catalog.read_facts(self._source, relation)
 
     def _drain(self, on_batch: Callable[[Progress], None]) -> None:
         """Take everything that has arrived, and store it in as few commits as its size allows."""

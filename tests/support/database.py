@@ -65,9 +65,8 @@ class Capture:
             connect(self.destination.url, "destination") as destination,
         ):
             source_setup.check_source(source, self.options.slot)
-            state = source_setup.read_state(source, self.options.slot, self.options.publication)
-            plan = source_setup.plan(state, self.options.slot, self.options.publication)
-            assert source_setup.run(source, plan.steps, lambda _: None) == []
+            _, failed = source_setup.run(source, self.options.slot, self.options.publication)
+            assert failed == []
             schema.migrate(destination, "quarter")
             begin_capture(source, destination, self.options)
 

@@ -144,7 +144,7 @@ def test_a_statement_that_reads_or_must_not_be_preceded_by_a_message(statement: 
 
 @pytest.mark.parametrize("statement", WRITES)
 def test_a_statement_that_may_write(statement: str) -> None:
-    assert classify(statement) == Statement(Effect.WRITES)
+    assert classify(statement).effect is Effect.WRITES
 
 
 @pytest.mark.parametrize("statement", ENDS)

@@ -79,9 +79,7 @@ def _show(server: EmbeddedPostgres) -> None:
 
 def _set_up(chosen: WorkerOptions) -> None:
     with connect(chosen.source, "source") as source:
-        state = source_setup.read_state(source, chosen.slot, chosen.publication)
-        plan = source_setup.plan(state, chosen.slot, chosen.publication)
-        source_setup.run(source, plan.steps, lambda _: None)
+        source_setup.run(source, chosen.slot, chosen.publication)
     with connect(chosen.destination, "destination") as destination:
         schema.migrate(destination, "quarter")
 

@@ -1,7 +1,7 @@
 """Creates and upgrades the schema ``pgaudit_ctx`` of the destination."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -45,11 +45,20 @@ def migrations() -> Sequence[Migration]:
     return sorted(found)
 
 
-def script(unit: PartitionUnit) -> str:
-    """Write out what a new destination needs, for ``setup --print-sql``."""
-    parts = [BOOTSTRAP]
+def script(unit: PartitionUnit, done: Collection[int] = ()) -> str:
+    """Write out what a destination needs, for ``setup --print-sql``.
+
+    Args:
+        unit: How long a time one partition covers, if the schema is new.
+        done: Numbers of the migrations that it has already.
+
+    Returns:
+        SQL for psql.
+    """
+    parts = [] if done else [BOOTSTRAP]
     for migration in migrations():
-        parts += [migration.statements, f"{_recorded(migration)};\n"]
+        if migration.number not in done:
+            parts += [migration.statements, f"{_recorded(migration)};\n"]
     parts.append(
         f"INSERT INTO pgaudit_ctx.partitioning (unit) VALUES ('{unit}')"  # noqa: S608 - a Literal
         " ON CONFLICT DO NOTHING;\n"
@@ -57,6 +66,14 @@ def script(unit: PartitionUnit) -> str:
         f"SELECT pgaudit_ctx.ensure_partition(now() + interval '{_ahead(unit)}');\n"
     )
     return "\n".join(parts)
+
+
+def applied_migrations(connection: Connection) -> set[int]:
+    """Give the numbers of the migrations that a destination has; empty without the schema."""
+    exists = connection.execute("SELECT to_regclass('pgaudit_ctx.migrations')").fetchone()
+    if exists is None or exists[0] is None:
+        return set()
+    return {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
 
 
 def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
@@ -84,7 +101,7 @@ def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('pgaudit_ctx.migrate'))")
             connection.execute(BOOTSTRAP)
-            done = {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
+            done = applied_migrations(connection)
             _refuse_newer(done)
             for migration in migrations():
                 if migration.number in done:
@@ -108,13 +125,12 @@ def check_schema(connection: Connection) -> None:
     Raises:
         DestinationNotReady: With the remedy.
     """
-    exists = connection.execute("SELECT to_regclass('pgaudit_ctx.migrations')").fetchone()
-    if exists is None or exists[0] is None:
+    done = applied_migrations(connection)
+    if not done:
         raise DestinationNotReady(
             "the destination has no schema pgaudit_ctx. Remedy: run pgaudit-ctx setup "
             "(or setup --only destination)"
         )
-    done = {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
     _refuse_newer(done)
     missing = [m.name for m in migrations() if m.number not in done]
     if missing:

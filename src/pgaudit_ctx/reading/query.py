@@ -107,7 +107,12 @@ def select_log(
         )
     if user is not None:
         path = cast(user_key.split("."), ARRAY(Text))
-        statement = statement.where(_changes.context.op("#>>")(path) == user)
+        statement = statement.where(
+            or_(
+                _changes.context.op("->>")(user_key) == user,
+                _changes.context.op("#>>")(path) == user,
+            )
+        )
     if operation is not None:
         statement = statement.where(_changes.operation == operation.upper())
     if since is not None:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeEngine
 
@@ -24,7 +25,9 @@ from pgaudit_ctx.errors import KeyMismatch
 
 Convert: TypeAlias = Callable[[Any], Any]
 
-_DIALECT: Final[Dialect] = postgresql.dialect()  # type: ignore[no-untyped-call]
+# The dialect without a driver: psycopg's own would expect what psycopg gives.
+_DIALECT: Final[Dialect] = PGDialect()  # type: ignore[no-untyped-call]
+_DIALECT.supports_native_decimal = True
 _INTERVAL: Final = re.compile(r"(-?\d+) (year|mon|day)s?|(-?)(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _DAYS: Final = {"year": 365, "mon": 30, "day": 1}
 
@@ -39,32 +42,45 @@ def converter(type_: TypeEngine[Any]) -> Convert:
         A function from a JSON value of ``before`` or ``after``.
     """
     implementation = type_.dialect_impl(_DIALECT)
-    base: Any = implementation
-    while isinstance(base, sqltypes.TypeDecorator):
-        base = base.impl_instance
+    base = _base(implementation)
     from_text = _from_text(base)
-    process = (
-        None if isinstance(base, sqltypes.JSON) else implementation.result_processor(_DIALECT, None)
-    )
-    if isinstance(base, sqltypes.JSON) and isinstance(implementation, sqltypes.TypeDecorator):
-        return _decorated_json(implementation)
+    process = _result_processor(implementation, base)
 
     def convert(stored: Any) -> Any:
         value = unmark(stored)
-        if value is None or value is UNAVAILABLE:
-            return value if value is UNAVAILABLE or process is None else process(None)
-        value = from_text(value)
+        if value is UNAVAILABLE or (isinstance(value, dict) and MARKER in value):
+            return value
+        if value is not None:
+            value = from_text(value)
         return value if process is None else process(value)
 
     return convert
 
 
-def _decorated_json(decorator: "sqltypes.TypeDecorator[Any]") -> Convert:
-    def convert(stored: Any) -> Any:
-        value = unmark(stored)
-        return value if value is UNAVAILABLE else decorator.process_result_value(value, _DIALECT)
+def _base(type_: Any) -> Any:
+    while isinstance(type_, sqltypes.TypeDecorator):
+        type_ = type_.impl_instance
+    return type_
 
-    return convert
+
+def _result_processor(implementation: Any, base: Any) -> Convert | None:
+    if not isinstance(base, sqltypes.JSON | sqltypes.ARRAY):
+        process: Convert | None = implementation.result_processor(_DIALECT, None)
+        return process
+    # JSON is parsed already, and the items of an array have been through their own type.
+    if not isinstance(implementation, sqltypes.TypeDecorator):
+        return None
+    decorators = []
+    while isinstance(implementation, sqltypes.TypeDecorator):
+        decorators.append(implementation)
+        implementation = implementation.impl_instance
+
+    def process_decorators(value: Any) -> Any:
+        for decorator in reversed(decorators):
+            value = decorator.process_result_value(value, _DIALECT)
+        return value
+
+    return process_decorators
 
 
 def unmark(stored: Any) -> Any:
@@ -89,7 +105,12 @@ def _from_text(type_: Any) -> Convert:
         if isinstance(type_, kinds):
             return convert
     if isinstance(type_, sqltypes.ARRAY):
-        return _array_of(converter(type_.item_type))
+        items = converter(type_.item_type)
+        if isinstance(_base(type_.item_type), sqltypes.JSON):
+            return _array_of(lambda text: items(json.loads(text)))
+        return _array_of(items)
+    if isinstance(type_, sqltypes.Uuid) and type_.native_uuid:
+        return _or_text(uuid.UUID)
     return _unchanged
 
 
@@ -111,6 +132,8 @@ def _or_text(convert: Callable[[str], Any]) -> Convert:
 
 def _interval(text: str) -> dt.timedelta:
     total = dt.timedelta()
+    if not _INTERVAL.search(text):
+        raise ValueError  # infinity, from PostgreSQL 17 on
     for count, unit, sign, hours, minutes, seconds in _INTERVAL.findall(text):
         if unit:
             total += dt.timedelta(days=int(count) * _DAYS[unit])
@@ -157,20 +180,15 @@ def _parse_array(text: str, pos: int, convert: Convert) -> tuple[list[Any], int]
                 end += text[end] == "\\"
                 content.append(text[end])
                 end += 1
-            items.append(_item("".join(content), convert))
+            items.append(convert("".join(content)))
             pos = end + 1
         else:
             end = pos
             while text[end] not in ",}":
                 end += 1
             word = text[pos:end]
-            items.append(None if word == "NULL" else _item(word, convert))
+            items.append(None if word == "NULL" else convert(word))
             pos = end
-
-
-def _item(text: str, convert: Convert) -> Any:
-    # Inside an array even integers and booleans are text.
-    return convert(text)
 
 
 _FROM_TEXT: Final[tuple[tuple[Any, Convert], ...]] = (
@@ -182,7 +200,6 @@ _FROM_TEXT: Final[tuple[tuple[Any, Convert], ...]] = (
     (sqltypes.Date, _or_text(dt.date.fromisoformat)),
     (sqltypes.Time, _or_text(dt.time.fromisoformat)),
     ((sqltypes.Interval, postgresql.INTERVAL), _or_text(_interval)),
-    (sqltypes.Uuid, _or_text(uuid.UUID)),
     (sqltypes.LargeBinary, _or_text(lambda text: bytes.fromhex(text.removeprefix("\\x")))),
 )
 
@@ -201,16 +218,13 @@ def key_text(type_: TypeEngine[Any], value: Any, name: str) -> str:
     Raises:
         KeyMismatch: If the value does not fit the type.
     """
-    base: Any = type_
-    while isinstance(base, sqltypes.TypeDecorator):
-        base = base.impl_instance
+    base = _base(type_)
     if isinstance(base, sqltypes.Integer) and isinstance(value, str | float | bool):
         raise KeyMismatch(_misfit(name, type_, value))
     try:
         process = type_.dialect_impl(_DIALECT).bind_processor(_DIALECT)
-        bound = value if process is None else process(value)
-        return _print(bound, base)
-    except (TypeError, ValueError, LookupError, ArithmeticError):
+        return _print(value if process is None else process(value), base)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
         raise KeyMismatch(_misfit(name, type_, value)) from None
 
 
@@ -222,20 +236,58 @@ def _misfit(name: str, type_: TypeEngine[Any], value: Any) -> str:
 
 
 def _print(value: Any, type_: Any) -> str:
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(type_, sqltypes.Uuid):
-        return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value)))
-    if isinstance(value, dt.datetime):
-        moment = value if value.tzinfo is None else value.astimezone(dt.UTC)
-        text = moment.replace(tzinfo=None).isoformat(sep=" ")
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return text if value.tzinfo is None else f"{text}+00"
-    if isinstance(value, bytes):
-        return f"\\x{value.hex()}"
-    if isinstance(value, decimal.Decimal):
-        scale = getattr(type_, "scale", None)
-        return f"{value:f}" if scale is None else f"{value:.{scale}f}"
-    if isinstance(value, str | int | dt.date | dt.time):
+    for kinds, to_text in _PRINTED:
+        if isinstance(type_, kinds):
+            return to_text(value, type_)
+    if isinstance(value, str | int | dt.date):
         return str(value)
     raise TypeError
+
+
+def _print_number(value: Any, type_: Any) -> str:
+    if isinstance(value, bool | str):
+        raise TypeError
+    number = decimal.Decimal(value)
+    scale = getattr(type_, "scale", None)
+    return f"{number:f}" if scale is None else f"{number:.{scale}f}"
+
+
+def _print_float(value: Any, _: Any) -> str:
+    number = float(value)
+    # PostgreSQL prints the shortest text that reads back, and no ".0".
+    return str(int(number)) if number.is_integer() and abs(number) < _EXACT else repr(number)
+
+
+def _print_moment(value: Any, type_: Any) -> str:
+    if type_.timezone != (value.tzinfo is not None):
+        raise TypeError
+    moment = value if value.tzinfo is None else value.astimezone(dt.UTC)
+    text = _without_zeros(moment.replace(tzinfo=None).isoformat(sep=" "))
+    return f"{text}+00" if type_.timezone else text
+
+
+def _print_date(value: Any, _: Any) -> str:
+    if isinstance(value, dt.datetime):
+        raise TypeError
+    return str(value.isoformat())
+
+
+def _without_zeros(text: str) -> str:
+    return text.rstrip("0") if "." in text else text
+
+
+_EXACT: Final = 10**15
+_PRINTED: Final[tuple[tuple[Any, Callable[[Any, Any], str]], ...]] = (
+    (sqltypes.Boolean, lambda value, _: "t" if value else "f"),
+    (sqltypes.Float, _print_float),
+    (sqltypes.Numeric, _print_number),
+    (sqltypes.DateTime, _print_moment),
+    (sqltypes.Date, _print_date),
+    (sqltypes.Time, lambda value, _: _without_zeros(value.isoformat())),
+    (
+        sqltypes.Uuid,
+        lambda value, type_: str(uuid.UUID(str(value))) if type_.native_uuid else str(value),
+    ),
+    (sqltypes.LargeBinary, lambda value, _: f"\\x{bytes(value).hex()}"),
+    (sqltypes.CHAR, lambda value, type_: str(value).ljust(type_.length or 1)),
+)

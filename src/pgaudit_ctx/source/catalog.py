@@ -43,6 +43,7 @@ _BASE_TYPES: Final = """
 
 _TABLES: Final = f"""
     SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
+        coalesce(pg_partition_root(c.oid)::oid, c.oid) AS root,
         c.relkind = 'p' AS partitioned, c.relispartition AS partition,
         c.relpersistence = 'u' AS unlogged, c.relkind = 'f' AS remote,
         c.relreplident::text AS identity,
@@ -57,28 +58,31 @@ _TABLES: Final = f"""
         EXISTS (
             SELECT FROM pg_attribute a
             WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
-        ) AS virtual_columns
+        ) AS virtual_columns,
+        (
+            SELECT e.extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+            AND d.refclassid = 'pg_extension'::regclass
+        ) AS extension
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
         AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgaudit_ctx')
         AND n.nspname !~ '^pg_'
-        AND NOT EXISTS (
-            SELECT FROM pg_depend d
-            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
-        )
     ORDER BY n.nspname, c.relname"""  # noqa: S608 - only our own text goes in
 
 
 class SourceTable(NamedTuple):
     """One table of the audited database, as its catalog describes it now.
 
-    ``identity`` is ``pg_class.relreplident``: ``f`` FULL, ``d`` DEFAULT, ``n`` NOTHING, ``i`` an
+    ``root`` is the oid of the partitioned table it belongs to, or its own. ``identity`` is
+    ``pg_class.relreplident``: ``f`` FULL, ``d`` DEFAULT, ``n`` NOTHING, ``i`` an
     index.
     """
 
     oid: int
     schema: str
     name: str
+    root: int
     partitioned: bool
     partition: bool
     unlogged: bool
@@ -87,6 +91,7 @@ class SourceTable(NamedTuple):
     key_columns: list[str]
     published: bool
     virtual_columns: bool
+    extension: str | None
 
     @property
     def qualified(self) -> str:

@@ -6,7 +6,7 @@ slot decodes with the catalog as it was (PostgreSQL documentation: "Publication"
 Slots" and "ALTER TABLE … REPLICA IDENTITY").
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 import psycopg
@@ -30,19 +30,20 @@ _ATTEMPTS: Final = 5
 
 
 class Step(NamedTuple):
-    """One statement, and what it is for; ``table`` where it needs a lock on one."""
+    """One statement, and what it is for; ``table`` where it prepares a table for publishing."""
 
     statement: str
     purpose: str
-    table: str | None = None
+    table: SourceTable | None = None
 
 
 class SourcePlan(NamedTuple):
-    """What is to be done, and what cannot be captured and why."""
+    """What is to be done, and what cannot be captured, or not as well as the rest, and why."""
 
     steps: Sequence[Step]
     captured: Sequence[SourceTable]
     left_out: Sequence[tuple[str, str]]
+    notes: Sequence[tuple[str, str]]
 
 
 class SourceState(NamedTuple):
@@ -72,8 +73,10 @@ def check_source(connection: Connection, slot: str) -> None:
             "pgoutput from PostgreSQL 14 on. Remedy: upgrade the server"
         )
     row = connection.execute(
-        "SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper,"
-        " current_user::text FROM pg_roles r WHERE r.rolname = current_user"
+        "SELECT current_setting('wal_level'), pg_is_in_recovery(), r.rolreplication OR r.rolsuper"
+        " OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication'"
+        " AND pg_has_role(m.oid, 'MEMBER')), current_user::text"
+        " FROM pg_roles r WHERE r.rolname = current_user"
     ).fetchone()
     assert row is not None  # noqa: S101 - the current user exists
     wal_level, in_recovery, may_replicate, user = row
@@ -113,13 +116,16 @@ def read_state(connection: Connection, slot: str, publication: str) -> SourceSta
     )
 
 
-def plan(state: SourceState, slot: str, publication: str) -> SourcePlan:
+def plan(
+    state: SourceState, slot: str, publication: str, without: Collection[int] = ()
+) -> SourcePlan:
     """Decide what has to be done so that every table is captured; pure, and empty when all is.
 
     Args:
         state: What :func:`read_state` gave.
         slot: The slot's name.
         publication: The publication's name.
+        without: Root oids of tables that could not be prepared, and so must not be published.
 
     Returns:
         The steps in order, the tables that will be captured, and those that cannot be.
@@ -127,25 +133,24 @@ def plan(state: SourceState, slot: str, publication: str) -> SourcePlan:
     steps: list[Step] = []
     captured: list[SourceTable] = []
     left_out: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     for table in state.tables:
         reason = _cannot_be_captured(table)
         if reason is not None:
             left_out.append((table.qualified, reason))
             continue
-        if table.identity != "f" and not table.virtual_columns:
-            steps.append(
-                Step(
-                    _text(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(_name(table))),
-                    f"old values of {table.qualified} reach the log",
-                    table.qualified,
-                )
-            )
+        if table.root in without:
+            continue
+        step = _identity_step(table)
+        if step is not None:
+            steps.append(step)
+        notes += [(table.qualified, note) for note in _notes(table)]
         if not table.partition:
             captured.append(table)
     if state.large_objects:
         left_out.append(
             (
-                f"{state.large_objects} large objects",
+                f"{state.large_objects} large object(s)",
                 "cannot be published: only the oid that a row holds is captured, not the content",
             )
         )
@@ -153,18 +158,57 @@ def plan(state: SourceState, slot: str, publication: str) -> SourcePlan:
     steps += _publishing(state, publication, missing)
     if not state.has_slot:
         create_slot = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput')")
-        steps.append(Step(_text(create_slot.format(sql.Literal(slot))), "the log is kept for us"))
-    return SourcePlan(steps, captured, left_out)
+        steps.append(
+            Step(
+                _text(create_slot.format(sql.Literal(slot))),
+                "the log is kept for us from here on (waits for transactions that are open now)",
+            )
+        )
+    return SourcePlan(steps, captured, left_out, notes)
+
+
+def _identity_step(table: SourceTable) -> Step | None:
+    if table.virtual_columns:
+        # FULL would make every UPDATE and DELETE of the application fail, and so does NOTHING.
+        if table.identity != "n":
+            return None
+        identity, purpose = "DEFAULT", f"the key of {table.qualified} reaches the log"
+    elif table.identity == "f":
+        return None
+    else:
+        identity, purpose = "FULL", f"old values of {table.qualified} reach the log"
+    alter = sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(_name(table), sql.SQL(identity))
+    return Step(_text(alter), purpose, table)
+
+
+def _notes(table: SourceTable) -> list[str]:
+    notes = []
+    if table.virtual_columns:
+        notes.append(
+            "has virtual generated columns, which forbid REPLICA IDENTITY FULL: what an UPDATE or "
+            "DELETE replaced is not in the log, only its key"
+        )
+    if not table.key_columns and not table.partition:
+        notes.append(
+            "has no primary key: every change is captured, but no record has a history of its own"
+        )
+    if table.partitioned and not table.partition:
+        notes.append(
+            "is partitioned: a new partition is captured, but run setup again so that its old "
+            "values are (without a primary key its UPDATEs fail until then)"
+        )
+    return notes
 
 
 def _publishing(state: SourceState, publication: str, missing: list[SourceTable]) -> list[Step]:
     name = sql.Identifier(publication)
     tables = sql.SQL(", ").join([_name(table) for table in missing])
+    purpose = f"{len(missing)} {'table is' if len(missing) == 1 else 'tables are'} sent"
     if state.has_publication:
         if not missing:
             return []
         add = sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, tables)
-        return [Step(_text(add), f"{len(missing)} more tables are sent")]
+        return [Step(_text(add), f"{purpose} from here on")]
     options = sql.SQL(
         "publish_via_partition_root = true, publish_generated_columns = stored"
         if state.server_version >= _VERSION_WITH_GENERATED
@@ -175,12 +219,14 @@ def _publishing(state: SourceState, publication: str, missing: list[SourceTable]
         if missing
         else sql.SQL("CREATE PUBLICATION {} WITH ({})").format(name, options)
     )
-    return [Step(_text(create), f"{len(missing)} tables are sent")]
+    return [Step(_text(create), purpose)]
 
 
 def _cannot_be_captured(table: SourceTable) -> str | None:
     if table.unlogged:
         return "is UNLOGGED, so its changes never reach the write-ahead log"
+    if table.extension is not None:
+        return f"belongs to the extension {table.extension}"
     if table.remote:
         return "is a foreign table, so its changes are in another server's write-ahead log"
     if table.virtual_columns and not table.key_columns:
@@ -192,35 +238,49 @@ def _cannot_be_captured(table: SourceTable) -> str | None:
 
 
 def run(
-    connection: Connection, steps: Sequence[Step], report: Callable[[Step], None]
-) -> list[tuple[Step, str]]:
-    """Execute the steps, each in a short transaction of its own.
+    connection: Connection,
+    slot: str,
+    publication: str,
+    report: Callable[[Step], None] = lambda _: None,
+) -> tuple[SourcePlan, list[Step]]:
+    """Plan and execute, each statement in a short transaction of its own.
+
+    A table that cannot be prepared is not published either: publishing a table without a replica
+    identity would make the application's UPDATE fail.
 
     Args:
         connection: To the source, in autocommit mode.
-        steps: From :func:`plan`.
+        slot: The slot's name.
+        publication: The publication's name.
         report: Called before each step.
 
     Returns:
-        The steps that could not get their lock in time, with the reason; the others are done.
+        The plan of what was done, and the steps that could not get their lock in time.
 
     Raises:
         DatabaseError: If the server refuses one for another reason.
     """
+    state = read_state(connection, slot, publication)
     failed = []
-    for step in steps:
-        report(step)
-        try:
-            if step.table is None:
-                connection.execute(sql.SQL(step.statement))
-            elif not _run_with_lock(connection, step):
-                failed.append((step, f"another session holds {step.table} locked"))
-        except psycopg.Error as error:
-            raise refusal(error, f"run {step.statement!r} on the source") from None
-    return failed
+    for step in plan(state, slot, publication).steps:
+        if step.table is not None:
+            report(step)
+            if not _run_step(connection, step):
+                failed.append(step)
+    without = {step.table.root for step in failed if step.table is not None}
+    done = plan(state, slot, publication, without)
+    for step in done.steps:
+        if step.table is None:
+            report(step)
+            if not _run_step(connection, step):
+                raise SourceNotReady(
+                    f"another session holds a table locked that {step.statement!r} needs. "
+                    "Remedy: run setup again"
+                )
+    return done, failed
 
 
-def _run_with_lock(connection: Connection, step: Step) -> bool:
+def _run_step(connection: Connection, step: Step) -> bool:
     # Waiting for a lock makes everyone behind us wait too, so each wait is short.
     for _ in range(_ATTEMPTS):
         try:
@@ -229,6 +289,8 @@ def _run_with_lock(connection: Connection, step: Step) -> bool:
                 connection.execute(sql.SQL(step.statement))
         except errors.LockNotAvailable:
             continue
+        except psycopg.Error as error:
+            raise refusal(error, f"run {step.statement!r} on the source") from None
         return True
     return False
 

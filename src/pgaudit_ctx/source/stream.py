@@ -23,6 +23,7 @@ from pgaudit_ctx.wal.lsn import format_lsn
 _POSTGRES_EPOCH: Final = 946_684_800
 _OBJECT_IN_USE: Final = "55006"
 _UNDEFINED_OBJECT: Final = "42704"
+_NOT_IN_STATE: Final = "55000"
 
 
 class ReplicationStream:
@@ -42,6 +43,8 @@ class ReplicationStream:
         self._publication = publication
         self._connection = connect(url, "source", replication="database")
         self._pgconn = self._connection.pgconn
+        self._connection.add_notice_handler(self._notice)
+        self._skipped: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
         self._waker, self._wakeable = socket.socketpair()
@@ -91,8 +94,8 @@ class ReplicationStream:
         self._pgconn.nonblocking = 1
 
     def _refused(self, result: pq.abc.PGresult) -> SourceNotReady:
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-        said = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
+        state = _field(result, pq.DiagnosticField.SQLSTATE)
+        said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
         if state == _OBJECT_IN_USE:
             return SlotBusy(
                 f"the slot {self._slot!r} is being read by another process: {said}. Remedy: stop "
@@ -117,6 +120,8 @@ class ReplicationStream:
             if size == 0:
                 pgconn.consume_input()
                 size, data = pgconn.get_copy_data(1)
+            if self._skipped is not None:
+                raise SourceNotReady(self._skipped)
         except psycopg.OperationalError as error:
             raise ConnectionFailed(
                 f"the connection to the source was lost: {' '.join(str(error).split())}"
@@ -126,12 +131,23 @@ class ReplicationStream:
         if size == 0:
             return None
         result = pgconn.get_result()
-        said = (
-            (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode()
-            if result is not None
-            else ""
-        )
+        said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
+        if _field(result, pq.DiagnosticField.SQLSTATE) == _UNDEFINED_OBJECT:
+            raise SourceNotReady(self._without_publication(said))
         raise ConnectionFailed(f"the source ended the stream: {said or 'it is shutting down'}")
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        # PostgreSQL 18 only warns and skips the rows, where older versions fail.
+        if notice.severity_nonlocalized == "WARNING" and notice.sqlstate == _NOT_IN_STATE:
+            self._skipped = self._without_publication(notice.message_primary or "")
+
+    def _without_publication(self, said: str) -> str:
+        return (
+            f"the publication {self._publication!r} did not exist at this place of the log, so "
+            f"what was written there cannot be read ({said}). It was dropped or made anew after "
+            "the slot. Nothing after the checkpoint has been acknowledged. Remedy: start a trail "
+            "of its own with another --name and --slot; the old one stays readable"
+        )
 
     def wait(self, timeout: float) -> None:
         """Wait until something has arrived, :meth:`wake` is called, or the time is over.
@@ -158,3 +174,8 @@ class ReplicationStream:
         now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
         self._pgconn.put_copy_data(standby_status(flushed, now, reply_requested=reply_requested))
         self._pgconn.flush()
+
+
+def _field(result: pq.abc.PGresult | None, name: pq.DiagnosticField) -> str:
+    value = None if result is None else result.error_field(name)
+    return "" if value is None else value.decode(errors="replace")

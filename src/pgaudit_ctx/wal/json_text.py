@@ -40,10 +40,10 @@ def parse(text: str, *, allow_duplicates: bool = False) -> Any:
             parse_float=_number,
             parse_constant=_constant,
         )
+        if "\\u" in text:
+            _check_strings(value)
     except (ValueError, RecursionError):
         raise Refused from None
-    if "\\u" in text:
-        _check_strings(value)
     return value
 
 

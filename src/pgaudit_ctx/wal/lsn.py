@@ -5,7 +5,7 @@ from typing import Final
 
 from pgaudit_ctx.errors import ProtocolError
 
-_LSN: Final = re.compile(r"^([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})$")
+_LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _PAGE: Final = 8192
 _LONGEST_PAGE_HEADER: Final = 40
 
@@ -22,7 +22,7 @@ def parse_lsn(text: str) -> int:
     Raises:
         ProtocolError: If the text is no LSN.
     """
-    match = _LSN.match(text)
+    match = _LSN.fullmatch(text)
     if match is None:
         raise ProtocolError(f"{text[:40]!r} is not an LSN: two hexadecimal numbers around a slash")
     return int(match[1], 16) << 32 | int(match[2], 16)

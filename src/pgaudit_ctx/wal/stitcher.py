@@ -14,16 +14,16 @@ from typing import Any, Final, NamedTuple
 from pgaudit_ctx.change import MARKER, UNAVAILABLE, Operation
 from pgaudit_ctx.errors import ProtocolError
 from pgaudit_ctx.message import PREFIX
-from pgaudit_ctx.wal.json_text import Refused, parse
+from pgaudit_ctx.wal.json_text import parse
 from pgaudit_ctx.wal.pgoutput import (
     Begin,
+    Commit,
     Delete,
     Insert,
     Message,
     PgOutputMessage,
     Relation,
     Truncate,
-    Tuple,
     Update,
 )
 from pgaudit_ctx.wal.table import CapturedTable, Key, TableFacts
@@ -108,7 +108,7 @@ class Stitcher:
             self._held_lsn = wal_start
         try:
             make(message)
-        except ValueError:
+        except (ValueError, IndexError):
             raise self._mangled(message) from None
         return ready
 
@@ -121,7 +121,7 @@ class Stitcher:
         if isinstance(message, Begin):
             self._context = None
             self._ordinal = 0
-        return self._release()
+        return self._release() if isinstance(message, Begin | Commit) else ()
 
     def _release(self) -> Sequence[CapturedChange]:
         ready, self._held = self._held, []
@@ -141,21 +141,20 @@ class Stitcher:
         return ready
 
     def _insert(self, message: Insert) -> None:
-        table = self._table(message.relation_oid, message.new)
-        new = message.new
+        oid, new = message
+        table = self._table(oid)
         self._hold(_INSERT, table, table.key(new), None, None, table.render(new))
 
     def _update(self, message: Update) -> None:
-        new, old = message.new, message.old
-        table = self._table(message.relation_oid, new)
+        oid, old_key_values, old, new = message
+        table = self._table(oid)
         if old is None:
             key = table.key(new)
-            old_key = key if message.key is None else table.key(message.key)
+            old_key = key if old_key_values is None else table.key(old_key_values)
             previous_key = old_key if old_key != key else None
             after = table.render(new)
             self._hold(_UPDATE, table, key, previous_key, None, after)
             return
-        self._check_width(table, old)
         changed = table.changed(old, new)
         if any(new[index] is UNAVAILABLE for index in changed):
             # TOAST that did not change is not sent again, but under FULL the old tuple has it.
@@ -174,13 +173,13 @@ class Stitcher:
         old = message.old if message.old is not None else message.key
         if old is None:
             raise ProtocolError("a Delete message carries neither the old row nor its key")
-        table = self._table(message.relation_oid, old)
+        table = self._table(message.relation_oid)
         before = table.render(old) if message.old is not None else table.render_identity(old)
         self._hold(_DELETE, table, table.key(old), None, before, None)
 
     def _truncate(self, message: Truncate) -> None:
         for oid in message.relation_oids:
-            self._hold(_TRUNCATE, self._table(oid, None), None, None, None, None)
+            self._hold(_TRUNCATE, self._table(oid), None, None, None, None)
 
     def _hold(
         self,
@@ -198,26 +197,17 @@ class Stitcher:
     def _mangled(self, message: Any) -> ProtocolError:
         table = self._tables[message.relation_oid]
         return ProtocolError(
-            f"a row of {table.schema}.{table.name} is not UTF-8, or a jsonb in it is no JSON"
+            f"a row of {table.schema}.{table.name} has other columns than the server described, is "
+            "not UTF-8, or has a jsonb that is no JSON"
         )
 
-    def _table(self, oid: int, values: Tuple | None) -> CapturedTable:
+    def _table(self, oid: int) -> CapturedTable:
         table = self._tables.get(oid)
         if table is None:
             raise ProtocolError(
                 f"a change names relation {oid}, which the server has not described"
             )
-        if values is not None and len(values) != table.width:
-            self._check_width(table, values)
         return table
-
-    @staticmethod
-    def _check_width(table: CapturedTable, values: Tuple) -> None:
-        if len(values) != table.width:
-            raise ProtocolError(
-                f"a row of {table.schema}.{table.name} has {len(values)} columns where the server "
-                f"described {table.width}"
-            )
 
 
 def context_json(content: bytes) -> str | None:
@@ -232,8 +222,9 @@ def context_json(content: bytes) -> str | None:
     """
     text = content.decode("utf-8", errors="replace")
     try:
+        content.decode()
         value = parse(text, allow_duplicates=True)
-    except Refused:
+    except ValueError:
         value = None
     if isinstance(value, dict):
         return text if value else None

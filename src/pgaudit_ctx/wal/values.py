@@ -15,9 +15,6 @@ from pgaudit_ctx.wal.json_text import Refused, parse
 Encoder: TypeAlias = Callable[[bytes], str]
 
 BOOL, INT8, INT2, INT4, JSON, JSONB = 16, 20, 21, 23, 114, 3802
-INTEGERS: Final = frozenset({INT2, INT4, INT8})
-"""Types whose text is JSON already."""
-
 MAX_VALUE: Final = 64 * 2**20
 """Bytes of UTF-8 text from which on a value is replaced by its size and digest."""
 
@@ -49,7 +46,8 @@ def _bool(value: bytes) -> str:
     return "true" if value == b"t" else "false"
 
 
-def _integer(value: bytes) -> str:
+def encode_integer(value: bytes) -> str:
+    """Give an integer's text, which is JSON already."""
     return value.decode("ascii")
 
 
@@ -60,8 +58,13 @@ def _jsonb(value: bytes) -> str:
     text = value.decode()
     if text == "null":
         return _marked_value(text)
-    if MARKER in text and MARKER in json.loads(text):
-        return _marked_value(text)
+    if MARKER in text:
+        try:
+            ours = MARKER in json.loads(text, parse_int=str, parse_float=str)
+        except RecursionError:
+            ours = True  # too deep to look at; wrapped, it cannot be mistaken for a marker
+        if ours:
+            return _marked_value(text)
     return text
 
 
@@ -84,9 +87,9 @@ def _marked_value(text: str) -> str:
 
 _ENCODERS: Final[dict[int, Encoder]] = {
     BOOL: _bool,
-    INT2: _integer,
-    INT4: _integer,
-    INT8: _integer,
+    INT2: encode_integer,
+    INT4: encode_integer,
+    INT8: encode_integer,
     JSON: _json,
     JSONB: _jsonb,
 }
