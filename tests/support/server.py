@@ -51,7 +51,7 @@ def running_server(config: pytest.Config) -> Iterator[Server]:
             yield server
     else:
         binaries = system_binaries() if kind == "system" else None
-        with EmbeddedPostgres(binaries) as server:
+        with EmbeddedPostgres(binaries, {"max_prepared_transactions": "10"}) as server:
             yield server
 
 

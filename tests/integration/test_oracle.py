@@ -1,0 +1,221 @@
+"""The trail against an independent witness: triggers that write down each row themselves."""
+
+import random
+import threading
+from collections import defaultdict
+
+import psycopg
+
+from pgaudit_ctx.reading.typed import unmark
+from support.database import Capture, Database
+
+TABLES = ("apple", "pear", "plum")
+
+WITNESS = """
+    CREATE TABLE witness (n bigserial PRIMARY KEY, xid bigint, op text, tab text, old jsonb,
+        new jsonb, who text);
+    CREATE FUNCTION exact(r anyelement) RETURNS jsonb LANGUAGE sql AS
+        $$ SELECT to_jsonb(r) || jsonb_build_object('amount', (to_jsonb(r) ->> 'amount')) $$;
+    CREATE FUNCTION testify() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO witness (xid, op, tab, old, new, who) VALUES (
+            pg_current_xact_id()::text::bigint, TG_OP, TG_TABLE_NAME,
+            CASE WHEN TG_LEVEL = 'ROW' AND TG_OP <> 'INSERT' THEN exact(OLD) END,
+            CASE WHEN TG_LEVEL = 'ROW' AND TG_OP <> 'DELETE' THEN exact(NEW) END,
+            nullif(current_setting('app.who', true), ''));
+        RETURN NULL; END $$;"""
+
+TABLE = """
+    CREATE TABLE {0} (id int, part int, name text, flag boolean, amount numeric, doc jsonb,
+        large text, PRIMARY KEY (id, part));
+    ALTER TABLE {0} ALTER COLUMN large SET STORAGE EXTERNAL;
+    CREATE TRIGGER testify AFTER INSERT OR UPDATE OR DELETE ON {0}
+        FOR EACH ROW EXECUTE FUNCTION testify();
+    CREATE TRIGGER testify_all AFTER TRUNCATE ON {0}
+        FOR EACH STATEMENT EXECUTE FUNCTION testify();"""
+
+
+def make_tables(source: Database) -> None:
+    source.execute(WITNESS)
+    for table in TABLES:
+        source.execute(TABLE.format(table))
+
+
+class Workload:
+    """One client that does random things, with rows of its own so that nobody waits for it."""
+
+    def __init__(self, seed: int, part: int, *, truncates: bool) -> None:
+        self._random = random.Random(seed)
+        self._part = part
+        self._truncates = truncates
+        self._moves = 0
+
+    def run(self, source: Database, transactions: int) -> None:
+        with source.connect() as connection:
+            for _ in range(transactions):
+                self._transaction(connection)
+
+    def _transaction(self, connection) -> None:
+        gives_up = self._random.random() < 0.1
+        connection.execute("BEGIN")
+        for _ in range(self._random.randint(1, 6)):
+            self._act(connection, depth=0)
+        connection.execute("ROLLBACK" if gives_up else "COMMIT")
+
+    def _act(self, connection, depth: int) -> None:
+        chance = self._random.random()
+        if chance < 0.15:
+            self._say_who(connection)
+        elif chance < 0.35 and depth < 3:
+            connection.execute(f"SAVEPOINT s{depth}")
+            for _ in range(self._random.randint(1, 4)):
+                self._act(connection, depth + 1)
+            verb = self._random.choice(["RELEASE", "ROLLBACK TO"])
+            connection.execute(f"{verb} SAVEPOINT s{depth}")
+            if verb == "ROLLBACK TO":
+                connection.execute(f"RELEASE SAVEPOINT s{depth}")
+        else:
+            self._write(connection)
+
+    def _say_who(self, connection) -> None:
+        who = self._random.choice(["ann", "bob", "日本", ""])
+        # Both are undone by a rollback to a savepoint, and both end with the transaction.
+        connection.execute("SELECT set_config('app.who', %s, true)", [who])
+        connection.execute(
+            "SELECT pg_logical_emit_message(true, 'pgaudit_ctx', %s)",
+            [f'{{"user": "{who}"}}' if who else "{}"],
+        )
+
+    def _write(self, connection) -> None:
+        table, other = self._random.choices(TABLES, k=2)
+        low, high = sorted(self._random.choices(range(30), k=2))
+        mine = f"part = {self._part} AND mod(id, 1000) BETWEEN {low} AND {high}"
+        self._moves += 1
+        statements = [
+            (
+                f"INSERT INTO {table} SELECT n, {self._part}, %(name)s, %(flag)s, %(amount)s, %(doc)s,"
+                f" %(large)s FROM generate_series({low}, {high}) n"
+                " ON CONFLICT (id, part) DO UPDATE SET name = excluded.name, doc = excluded.doc"
+            ),
+            f"UPDATE {table} SET amount = %(amount)s WHERE {mine}",
+            f"UPDATE {table} SET doc = %(doc)s, flag = NOT flag WHERE {mine}",
+            f"UPDATE {table} SET name = name WHERE {mine}",
+            f"UPDATE {table} SET large = %(large)s WHERE {mine}",
+            f"UPDATE {table} SET id = id + {1000 * self._moves} WHERE {mine} AND id < 1000",
+            f"DELETE FROM {table} WHERE {mine}",
+            (
+                f"WITH gone AS (DELETE FROM {table} WHERE {mine} RETURNING *)"
+                f" INSERT INTO {other} SELECT * FROM gone ON CONFLICT DO NOTHING"
+            ),
+        ]
+        if self._truncates and self._random.random() < 0.05:
+            statements = [f"TRUNCATE {table}"]
+        connection.execute(
+            self._random.choice(statements),
+            {
+                "name": self._random.choice([None, "", "x", "it's \"\\ 日本", "null"]),
+                "flag": self._random.choice([None, True, False]),
+                "amount": self._random.choice([None, "1.50", "NaN", "-0.0001", "1e40"]),
+                "doc": self._random.choice([None, "null", "{}", '{"a": [1, null]}', "[]", "true"]),
+                "large": self._random.choice([None, "y" * 9000, "z" * 5000]),
+            },
+            prepare=False,
+        )
+
+
+def told(capture: Capture) -> dict[int, list[tuple]]:
+    """What the trail says of each transaction, in order."""
+    by_transaction = defaultdict(list)
+    for row in capture.changes():
+        if row.table_name in TABLES:
+            by_transaction[row.transaction_id].append(
+                (
+                    row.operation,
+                    row.table_name,
+                    plain(row.before),
+                    plain(row.after),
+                    (row.context or {}).get("user"),
+                )
+            )
+    return dict(by_transaction)
+
+
+def plain(image):
+    return None if image is None else {name: unmark(value) for name, value in image.items()}
+
+
+def witnessed(source: Database) -> dict[int, list[tuple]]:
+    """What the triggers wrote down of each transaction, in order."""
+    by_transaction = defaultdict(list)
+    for row in source.execute("SELECT * FROM witness ORDER BY n"):
+        by_transaction[row.xid].append((row.op, row.tab, row.old, row.new, row.who))
+    return dict(by_transaction)
+
+
+def folded(capture: Capture) -> dict[str, dict[tuple, dict]]:
+    """The rows that are left if every change of the trail is done again, in order."""
+    state: dict[str, dict[tuple, dict]] = {table: {} for table in TABLES}
+    for row in capture.changes():
+        if row.table_name not in TABLES:
+            continue
+        rows = state[row.table_name]
+        if row.operation == "TRUNCATE":
+            rows.clear()
+        elif row.operation == "DELETE":
+            assert rows.pop(tuple(row.primary_key)) == row.before
+        else:
+            if row.operation == "UPDATE":
+                assert rows.pop(tuple(row.previous_key or row.primary_key)) == row.before
+            assert tuple(row.primary_key) not in rows
+            rows[tuple(row.primary_key)] = row.after
+    return state
+
+
+def live(source: Database) -> dict[str, dict[tuple, dict]]:
+    return {
+        table: {
+            (str(row.id), str(row.part)): row.r
+            for row in source.execute(f"SELECT id, part, exact({table}) AS r FROM {table}")
+        }
+        for table in TABLES
+    }
+
+
+def test_the_trail_equals_what_triggers_wrote_down_row_by_row(blank: Capture) -> None:
+    make_tables(blank.source)
+    blank.setup()
+    Workload(20240229, 0, truncates=True).run(blank.source, 150)
+    expected = witnessed(blank.source)
+    assert sum(map(len, expected.values())) > 1000
+    assert {op for rows in expected.values() for op, *_ in rows} == {
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "TRUNCATE",
+    }
+    assert told(blank) == expected
+
+
+def test_replaying_the_trail_of_three_concurrent_clients_gives_the_live_rows(
+    blank: Capture,
+) -> None:
+    make_tables(blank.source)
+    blank.setup()
+    failed: list[BaseException] = []
+
+    def client(part: int) -> None:
+        try:
+            Workload(part, part, truncates=False).run(blank.source, 60)
+        except psycopg.Error as error:
+            failed.append(error)
+
+    clients = [threading.Thread(target=client, args=[part]) for part in range(3)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    assert failed == []
+    assert told(blank) == witnessed(blank.source)
+    assert {
+        table: {key: plain(row) for key, row in rows.items()}
+        for table, rows in folded(blank).items()
+    } == live(blank.source)
