@@ -2,7 +2,8 @@
 
 Both in one run, in interleaved pairs, on the same table with the same indexes:
 
-    python benchmarks/capture.py [--changes 300000] [--pairs 5] [--rows-per-transaction 10]
+    python benchmarks/capture.py [--changes 300000] [--pairs 5]
+        [--rows-per-transaction 10] [--rows narrow|usual]
 
 Goals: at least 0.75 of COPY, at least 40,000 changes a second, less than 120 MB of memory.
 """
@@ -19,15 +20,28 @@ import psycopg
 
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
+from pgaudit_ctx.destination.copy_format import COLUMNS
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.worker import Worker, WorkerOptions
 
 TABLE = """
-    CREATE TABLE orders (
-        id bigint PRIMARY KEY, customer integer, status text, amount numeric(10, 2),
-        note text, paid boolean, placed_at timestamptz, details jsonb
+    CREATE TABLE patients (
+        id bigint PRIMARY KEY, ward integer, name text, address text, balance numeric(10, 2),
+        active boolean, admitted_at timestamptz, record jsonb
     )"""
+
+# What a row holds beside numbers and times: characters of text, and of JSON.
+WIDTHS = {
+    "narrow": ("'Ann Smith'", "'12 High Street'", """'{"triage": "urgent"}'"""),
+    "usual": (
+        "'Anneliese Smith-Winterbottom'",
+        "'12 High Street, Flat 4b, Little Whinging, Surrey, GU25 4XY, United Kingdom'",
+        """'{"triage": "urgent", "allergies": ["penicillin", "latex"], "contact": {"phone":
+        "+44 20 7946 0958", "email": "anneliese@example.org", "relation": "daughter"},
+        "notes": "walks with a stick; prefers morning appointments; letters in large print"}'""",
+    ),
+}
 
 # 50 % INSERT, 35 % UPDATE, 15 % DELETE, in transactions of so many rows.
 WORKLOAD = """
@@ -37,19 +51,18 @@ WORKLOAD = """
     BEGIN
         FOR t IN 1..transactions LOOP
             PERFORM pg_logical_emit_message(true, 'pgaudit_ctx',
-                format('{"user":"user%s","reason":"order desk"}', t % 50));
+                format('{"user":"user%s","reason":"ward round"}', t % 50));
             FOR r IN 1..size LOOP
                 dice := (turn * 7) % 20; turn := turn + 1;
                 IF dice < 10 OR victim >= next_id THEN
-                    INSERT INTO orders VALUES (next_id, next_id % 1000, 'new', next_id / 3.0,
-                        'please deliver to the back door', false, now(),
-                        '{"channel": "web", "items": 3}');
+                    INSERT INTO patients VALUES (next_id, next_id % 40, {name}, {address},
+                        next_id / 3.0, true, now(), {record});
                     next_id := next_id + 1;
                 ELSIF dice < 17 THEN
-                    UPDATE orders SET status = 'paid', paid = true
+                    UPDATE patients SET ward = ward + 1, balance = balance + 1
                     WHERE id = victim + (turn * 13) % (next_id - victim);
                 ELSE
-                    DELETE FROM orders WHERE id = victim;
+                    DELETE FROM patients WHERE id = victim;
                     victim := victim + 1;
                 END IF;
             END LOOP;
@@ -93,7 +106,8 @@ def reset(destination: psycopg.Connection) -> None:
 
 
 def dump(destination: psycopg.Connection, form: str) -> bytes:
-    rows = "SELECT * FROM pgaudit_ctx.changes ORDER BY commit_lsn, ordinal"
+    """The same rows as the worker sent, in the same columns."""
+    rows = f"SELECT {', '.join(COLUMNS)} FROM pgaudit_ctx.changes ORDER BY commit_lsn, ordinal"
     with destination.cursor().copy(f"COPY ({rows}) TO STDOUT (FORMAT {form})") as copy:
         return b"".join(map(bytes, copy))
 
@@ -103,7 +117,9 @@ def bare_copy(destination: psycopg.Connection, rows: bytes, form: str) -> float:
     started = time.perf_counter()
     with (
         destination.transaction(),
-        destination.cursor().copy(f"COPY pgaudit_ctx.changes FROM STDIN (FORMAT {form})") as copy,
+        destination.cursor().copy(
+            f"COPY pgaudit_ctx.changes ({', '.join(COLUMNS)}) FROM STDIN (FORMAT {form})"
+        ) as copy,
     ):
         for start in range(0, len(rows), 64 * 1024):
             copy.write(rows[start : start + 64 * 1024])
@@ -122,24 +138,28 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=300_000)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows-per-transaction", type=int, default=10)
+    parser.add_argument("--rows", choices=WIDTHS, default="usual")
     parser.add_argument("--capture", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.capture:
         capture(*options.capture)
         return
     durable = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB"}
-    with EmbeddedPostgres(settings=durable) as server:
-        measure(server, options)
+    # Two servers, or the source would have to read the destination's log as well.
+    with EmbeddedPostgres(settings=durable) as one, EmbeddedPostgres(settings=durable) as other:
+        measure(prepare(one.url("postgres"), other.url("postgres"), options), options)
 
 
-def prepare(server: EmbeddedPostgres, options: argparse.Namespace) -> WorkerOptions:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE source")
-        connection.execute("CREATE DATABASE destination")
-    chosen = WorkerOptions(server.url("source"), server.url("destination"))
+def prepare(source_url: str, destination_url: str, options: argparse.Namespace) -> WorkerOptions:
+    chosen = WorkerOptions(source_url, destination_url)
     with psycopg.connect(chosen.source, autocommit=True) as application:
         application.execute(TABLE)
-        application.execute(WORKLOAD)
+        name, address, record = WIDTHS[options.rows]
+        workload = WORKLOAD
+        for hole, value in (("name", name), ("address", address), ("record", record)):
+            workload = workload.replace(f"{{{hole}}}", value)
+        application.execute(workload)
+        application.execute("SET synchronous_commit = off")
         with connect(chosen.source, "source") as source:
             source_setup.run(source, chosen.slot, chosen.publication)
         size = options.rows_per_transaction
@@ -147,8 +167,7 @@ def prepare(server: EmbeddedPostgres, options: argparse.Namespace) -> WorkerOpti
     return chosen
 
 
-def measure(server: EmbeddedPostgres, options: argparse.Namespace) -> None:
-    chosen = prepare(server, options)
+def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
     captured: list[dict[str, float]] = []
     copied: dict[str, list[float]] = {"text": [], "binary": []}
     with (

@@ -22,7 +22,7 @@ from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_start
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
 from pgaudit_ctx.wal.pgoutput import Begin, Commit, Relation, decode
-from pgaudit_ctx.wal.stitcher import Stitcher
+from pgaudit_ctx.wal.stitcher import CapturedChange, Stitcher
 from pgaudit_ctx.wal.table import TableFacts
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ _OWN_TRAIL: Final = (
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
+_WRITE_AT_ONCE: Final = 1000
 _IDLE_SECONDS: Final = 10.0
 _CATCH_UP_SECONDS: Final = 0.05
 _UPKEEP_SECONDS: Final = 3600.0
@@ -278,24 +279,27 @@ class Worker:
 
     def _drain(self, on_batch: Callable[[Progress], None]) -> None:
         """Take everything that has arrived, and store it in as few commits as its size allows."""
-        receive, write = self._stitcher.receive, self._sink.write
+        read, receive = self._stream.read, self._stitcher.receive
         late = time.monotonic() + MAX_BATCH_SECONDS
         large = self._sink.bytes + MAX_BATCH_BYTES
-        while (data := self._next()) is not None:
+        ready: list[CapturedChange] = []
+        while (data := read()) is not None or self._inside:
+            if data is None:
+                self._stream.wait(_IDLE_SECONDS)
+                continue
             position = wal_start(data)
             if position is None:
                 self._hear(parse_frame(data))
                 continue
             message = decode(data, PAYLOAD)
+            ready += receive(position, message)
+            if isinstance(message, Commit) or len(ready) >= _WRITE_AT_ONCE:
+                self._sink.write(ready)
+                ready.clear()
             if isinstance(message, Begin):
                 self._begin(message, on_batch)
-            changes = receive(position, message)
-            if changes:
-                write(changes)
-            if isinstance(message, Commit):
-                self._inside = False
-                self._pending = message
-                self._transactions += 1
+            elif isinstance(message, Commit):
+                self._end(message)
                 if self._stopping or time.monotonic() >= late or self._sink.bytes >= large:
                     break
         self._store(on_batch)
@@ -303,11 +307,10 @@ class Worker:
         if data is None:
             self._store_heard()
 
-    def _next(self) -> bytes | None:
-        """Give the next frame; waits for it only inside a transaction."""
-        while (data := self._stream.read()) is None and self._inside:
-            self._stream.wait(_IDLE_SECONDS)
-        return data
+    def _end(self, transaction: Commit) -> None:
+        self._inside = False
+        self._pending = transaction
+        self._transactions += 1
 
     def _hear(self, keepalive: XLogData | Keepalive) -> None:
         if not isinstance(keepalive, Keepalive):

@@ -82,7 +82,7 @@ def parsed(row: bytes) -> dict[str, object]:
 def encode(*changes: CapturedChange, begin: Begin = BEGIN) -> list[dict[str, object]]:
     encoder = RowEncoder("db", 3)
     encoder.begin(begin)
-    return [parsed(encoder.encode(change)) for change in changes]
+    return [parsed(encoder.encode([change])[1]) for change in changes]
 
 
 def test_a_row_holds_every_column_in_its_binary_form() -> None:
@@ -114,7 +114,7 @@ def test_a_row_holds_every_column_in_its_binary_form() -> None:
 def test_a_number_is_as_wide_as_its_columns_type(column: str, width: int) -> None:
     encoder = RowEncoder("db", 3)
     encoder.begin(BEGIN)
-    field = fields(encoder.encode(INSERT))[COLUMNS.index(column)]
+    field = fields(encoder.encode([INSERT])[1])[COLUMNS.index(column)]
     assert field is not None
     assert len(field) == width
 
@@ -149,7 +149,7 @@ def test_the_next_transaction_has_its_own_position_and_time() -> None:
     encoder = RowEncoder("db", 3)
     for begin in (BEGIN, Begin(5, -1, 6)):
         encoder.begin(begin)
-        row = parsed(encoder.encode(INSERT))
+        row = parsed(encoder.encode([INSERT])[1])
         assert (row["commit_lsn"], row["committed_at"], row["transaction_id"]) == begin
 
 

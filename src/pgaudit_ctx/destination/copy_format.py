@@ -5,6 +5,7 @@ need no text on either side, and JSON needs no second escaping.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from pgaudit_ctx.wal.pgoutput import Begin
@@ -36,7 +37,7 @@ TRAILER: Final = b"\xff\xff"
 _NULL: Final = b"\xff\xff\xff\xff"
 _TEXT_OID: Final = 25
 _COUNT: Final = struct.Struct(">h")
-_LENGTH: Final = struct.Struct(">i")
+_pack_length: Final = struct.Struct(">i").pack
 _TRANSACTION: Final = struct.Struct(">iiiQiqiq")
 _pack_ordinal: Final = struct.Struct(">iq").pack
 _OID: Final = struct.Struct(">iI")
@@ -75,27 +76,38 @@ class RowEncoder:
             transaction.committed_at,
         )
 
-    def encode(self, change: CapturedChange) -> bytes:
-        """Encode one row of the current transaction."""
-        ordinal, operation, table, key, previous_key, before, after, context = change
-        about = self._about.get((table, operation))
-        if about is None:
-            about = self._describe(table, operation)
-        if context is not self._context:
-            self._context = context
-            self._encoded_context = _NULL if context is None else _jsonb(context)
-        return b"".join(
-            (
-                self._head,
-                _pack_ordinal(8, ordinal),
-                about,
-                _NULL if key is None else _text_array(key),
-                _NULL if previous_key is None else _text_array(previous_key),
-                _NULL if before is None else _jsonb(before),
-                _NULL if after is None else _jsonb(after),
-                self._encoded_context,
-            )
-        )
+    def encode(self, changes: Iterable[CapturedChange]) -> tuple[int, bytes]:
+        """Encode rows of the current transaction.
+
+        Args:
+            changes: Some of its changes, in order.
+
+        Returns:
+            How many they are, and their bytes.
+        """
+        head, known = self._head, self._about
+        parts: list[bytes] = []
+        add = parts.append
+        count = 0
+        for ordinal, operation, table, key, previous_key, before, after, context in changes:
+            count += 1
+            add(head)
+            add(_pack_ordinal(8, ordinal))
+            add(known.get((table, operation)) or self._describe(table, operation))
+            add(_NULL if key is None else _text_array(key))
+            add(_NULL if previous_key is None else _text_array(previous_key))
+            for text in (before, after):
+                if text is None:
+                    add(_NULL)
+                else:
+                    data = text.encode()
+                    add(_pack_jsonb(len(data) + 1, _JSONB_VERSION))
+                    add(data)
+            if context is not self._context:
+                self._context = context
+                self._encoded_context = _NULL if context is None else _jsonb(context)
+            add(self._encoded_context)
+        return count, b"".join(parts)
 
     def _describe(self, table: CapturedTable, operation: str) -> bytes:
         if len(self._about) >= _MAX_REMEMBERED:
@@ -112,7 +124,7 @@ class RowEncoder:
 
 
 def _field(value: bytes) -> bytes:
-    return _LENGTH.pack(len(value)) + value
+    return _pack_length(len(value)) + value
 
 
 def _jsonb(text: str) -> bytes:
@@ -121,6 +133,9 @@ def _jsonb(text: str) -> bytes:
 
 
 def _text_array(values: Key) -> bytes:
-    content = _field(values[0]) if len(values) == 1 else b"".join(map(_field, values))
     # Length of the field, one dimension, no NULLs, element type, number of elements, lower bound.
+    if len(values) == 1:
+        size = len(values[0])
+        return _pack_array(24 + size, 1, 0, _TEXT_OID, 1, 1) + _pack_length(size) + values[0]
+    content = b"".join(map(_field, values))
     return _pack_array(20 + len(content), 1, 0, _TEXT_OID, len(values), 1) + content

@@ -42,8 +42,7 @@ class Sink:
         self._cursor = connection.cursor()
         self._open = ExitStack()
         self._copy: psycopg.Copy | None = None
-        self._rows: list[bytes] = []
-        self._waiting = 0
+        self._buffer = bytearray()
         self._covered = (0, 0)
         self.rows = 0
         self.bytes = 0
@@ -66,12 +65,12 @@ class Sink:
 
     def write(self, changes: Sequence[CapturedChange]) -> None:
         """Send changes of the current transaction; they are stored by :meth:`commit`."""
-        for change in changes:
-            row = self._encoder.encode(change)
-            self._rows.append(row)
-            self._waiting += len(row)
-            if self._waiting >= _CHUNK:
-                self._send()
+        count, data = self._encoder.encode(changes)
+        self.rows += count
+        self.bytes += len(data)
+        self._buffer += data
+        if len(self._buffer) >= _CHUNK:
+            self._send()
 
     def commit(self, *, end_lsn: int, time: int, commit_lsn: int | None = None) -> None:
         """Store everything written so far, and the checkpoint, in one transaction.
@@ -85,7 +84,7 @@ class Sink:
             DatabaseError: If the destination refuses; nothing is stored then.
         """
         try:
-            if self._rows:
+            if self._buffer:
                 self._send()
             copied, self._copy = self._copy, None
             if copied is not None:
@@ -109,13 +108,10 @@ class Sink:
                 self._connection.execute("BEGIN")
                 self._copy = self._open.enter_context(self._cursor.copy(_COPY))
                 self._copy.write(HEADER)
-            self._copy.write(b"".join(self._rows))
+            self._copy.write(bytes(self._buffer))
         except psycopg.Error as error:
             raise self._refused(error) from None
-        self.rows += len(self._rows)
-        self.bytes += self._waiting
-        self._rows.clear()
-        self._waiting = 0
+        self._buffer.clear()
 
     def _attach_partition(self, committed_at: int) -> None:
         try:

@@ -81,11 +81,11 @@ def wal_start(data: bytes) -> int | None:
     Raises:
         ProtocolError: If the header is cut off.
     """
-    if data[:1] != b"w":
-        return None
     try:
+        if data[0] != _W:
+            return None
         return _unpack_position(data, 1)[0]  # type: ignore[no-any-return]
-    except struct.error:
+    except (IndexError, struct.error):
         raise ProtocolError(
             f"a replication frame of {len(data)} bytes ends before its header does"
         ) from None

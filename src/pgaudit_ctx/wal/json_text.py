@@ -33,13 +33,7 @@ def parse(text: str, *, allow_duplicates: bool = False) -> Any:
         Refused: If ``jsonb`` would refuse the text or lose something of it.
     """
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=None if allow_duplicates else _unique_keys,
-            parse_int=_number,
-            parse_float=_number,
-            parse_constant=_constant,
-        )
+        value = (_lenient if allow_duplicates else _strict).decode(text)
         if "\\u" in text:
             _check_strings(value)
     except (ValueError, RecursionError):
@@ -81,3 +75,13 @@ def _check_strings(value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_strings(item)
+
+
+def _decoder(**hooks: Any) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        parse_int=_number, parse_float=_number, parse_constant=_constant, **hooks
+    )
+
+
+_strict: Final = _decoder(object_pairs_hook=_unique_keys)
+_lenient: Final = _decoder()

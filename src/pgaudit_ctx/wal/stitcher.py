@@ -156,10 +156,11 @@ class Stitcher:
             self._hold(_UPDATE, table, key, previous_key, None, after)
             return
         changed = table.changed(old, new)
-        if any(new[index] is UNAVAILABLE for index in changed):
-            # TOAST that did not change is not sent again, but under FULL the old tuple has it.
-            new = [was if now is UNAVAILABLE else now for now, was in zip(new, old, strict=True)]
-            changed = table.changed(old, new)
+        for index in changed:
+            if new[index] is UNAVAILABLE:
+                # TOAST that did not change is not sent again, but under FULL the old tuple has it.
+                new[index] = old[index]
+                changed = table.changed(old, new)
         self._hold(
             _UPDATE,
             table,

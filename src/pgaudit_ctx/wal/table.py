@@ -51,6 +51,7 @@ class CapturedTable:
         "_encoders",
         "_identity",
         "_key",
+        "_key_set",
         "_labels",
         "_only_key",
         "name",
@@ -79,6 +80,7 @@ class CapturedTable:
         self._key: tuple[int, ...] = (
             tuple(names.index(name) for name in wanted) if set(wanted) <= set(names) else ()
         )
+        self._key_set = frozenset(self._key)
         self._only_key = self._key[0] if len(self._key) == 1 else None
 
     def key(self, values: Tuple) -> Key | None:
@@ -103,7 +105,7 @@ class CapturedTable:
 
     def touches_key(self, changed: Iterable[int]) -> bool:
         """Say whether one of these columns belongs to the primary key."""
-        return any(index in self._key for index in changed)
+        return not self._key_set.isdisjoint(changed)
 
     def render_some(self, indexes: Iterable[int], values: Tuple) -> str:
         """Render these columns only; ``{}`` if there are none."""
