@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,12 @@ def running_server(config: pytest.Config) -> Iterator[Server]:
         binaries = system_binaries() if kind == "system" else None
         with EmbeddedPostgres(binaries, {"max_prepared_transactions": "10"}) as server:
             yield server
+
+
+def server_of_its_own(server: Server, settings: Mapping[str, str]) -> EmbeddedPostgres:
+    """A second server with other settings, of the same binaries where these are known."""
+    binaries = server.binaries if isinstance(server, EmbeddedPostgres) else None
+    return EmbeddedPostgres(binaries, settings)
 
 
 @contextmanager
