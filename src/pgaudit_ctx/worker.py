@@ -7,6 +7,7 @@ So a crash anywhere means that something is sent again, and the checkpoint says 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Final, NamedTuple
 
 import psycopg
@@ -192,24 +193,30 @@ class Worker:
     """
 
     def __init__(self, options: WorkerOptions) -> None:
-        self._options = options
-        self._source = connect(options.source, "source")
-        self._destination = connect(options.destination, "destination")
-        try:
-            self._checkpoint = begin_capture(self._source, self._destination, options)
-        except psycopg.Error as error:
-            raise refusal(error, "prepare the capture") from None
-        self.name = options.name or self._source.info.dbname
-        self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
-        self._stitcher = Stitcher(self._describe)
-        self._stream = ReplicationStream(options.source, options.slot, options.publication)
+        with ExitStack() as opened:
+            self._source = opened.enter_context(closing(connect(options.source, "source")))
+            self._destination = opened.enter_context(
+                closing(connect(options.destination, "destination"))
+            )
+            try:
+                self._checkpoint = begin_capture(self._source, self._destination, options)
+            except psycopg.Error as error:
+                raise refusal(error, "prepare the capture") from None
+            self.name = options.name or self._source.info.dbname
+            self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
+            self._stitcher = Stitcher(self._describe)
+            self._stream = opened.enter_context(
+                ReplicationStream(options.source, options.slot, options.publication)
+            )
+            # All is well: close() ends them from here on.
+            self._opened = opened.pop_all()
         self._stopping = False
         self._target: int | None = None
         self._stored_lsn = self._checkpoint.end_lsn
         self._pending: Commit | None = None
         self._inside = False
         self._transactions = 0
-        self._heard = Keepalive(0, 0, False)
+        self._heard = Keepalive(0, 0, reply_requested=False)
         self._stored_at = time.monotonic()
         self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
 
@@ -220,9 +227,7 @@ class Worker:
 
     def close(self) -> None:
         """Close all connections; what was not committed will be captured again."""
-        self._stream.close()
-        self._sink.close()
-        self._source.close()
+        self._opened.close()
 
     @property
     def progress(self) -> Progress:

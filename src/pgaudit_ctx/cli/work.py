@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from pgaudit_ctx.cli import options
+from pgaudit_ctx.cli.metrics import serve_metrics
 from pgaudit_ctx.cli.options import err, needed
 from pgaudit_ctx.wal.lsn import format_lsn
-from pgaudit_ctx.worker import Worker, WorkerOptions
+from pgaudit_ctx.worker import Progress, Worker, WorkerOptions
 
 
 def worker(
@@ -26,6 +27,14 @@ def worker(
             help="Stop once everything is stored that was committed before the start.",
         ),
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            envvar="PGAUDIT_CTX_METRICS_PORT",
+            help="Serve Prometheus metrics on this port.",
+        ),
+    ] = None,
     log_level: options.LogLevel = options.Level.INFO,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Capture changes until SIGTERM or Ctrl-C; what has arrived by then is stored first."""
@@ -33,6 +42,7 @@ def worker(
         needed(source, "source"), needed(destination, "destination"), slot, publication, name
     )
     running = Worker(chosen)
+    on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         running.stop()
@@ -40,7 +50,7 @@ def worker(
     handled = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, stop) for number in handled]
     try:
-        progress = running.run(until_caught_up=until_caught_up)
+        progress = running.run(until_caught_up=until_caught_up, on_batch=on_batch)
     finally:
         for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
@@ -49,3 +59,7 @@ def worker(
         f"{running.name}: stored {progress.changes:,} changes of {progress.transactions:,} "
         f"transactions, complete up to {format_lsn(progress.end_lsn)}"
     )
+
+
+def _quietly(_: Progress) -> None:
+    pass

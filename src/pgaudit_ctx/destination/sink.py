@@ -98,10 +98,6 @@ class Sink:
         except psycopg.Error as error:
             raise self._refused(error) from None
 
-    def close(self) -> None:
-        """Drop what was not committed, and the connection."""
-        self._connection.close()
-
     def _send(self) -> None:
         try:
             if self._copy is None:
