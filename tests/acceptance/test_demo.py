@@ -57,7 +57,7 @@ def test_a_signal_while_the_demos_server_runs_leaves_nothing_behind(
 ) -> None:
     with start("demo", env={"TMPDIR": str(place)}) as process:
         try:
-            eventually(lambda: list(place.glob("*/data/postmaster.pid")), "the server starts")
+            eventually(lambda: list(place.glob("*/.s.PGSQL.*")), "the server starts")
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
         finally:
