@@ -23,9 +23,10 @@ from pgaudit_ctx.errors import (
 )
 from pgaudit_ctx.hook import emit_context, install, uninstall
 from pgaudit_ctx.reading.default import as_of, configure, history
+from pgaudit_ctx.reading.history import History
 from pgaudit_ctx.reading.reader import AuditReader
 from pgaudit_ctx.reading.trail import Change
-from pgaudit_ctx.reading.version import History, Version
+from pgaudit_ctx.reading.version import Version
 
 if TYPE_CHECKING:
     from pgaudit_ctx.reading.async_reader import AsyncAuditReader

@@ -34,7 +34,7 @@ _OWN_TRAIL: Final = (
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
-_WRITE_AT_ONCE: Final = 1000
+_WRITE_AT_ONCE: Final = 64 * 2**10
 _IDLE_SECONDS: Final = 10.0
 _CATCH_UP_SECONDS: Final = 0.05
 _UPKEEP_SECONDS: Final = 3600.0
@@ -288,6 +288,7 @@ class Worker:
         late = time.monotonic() + MAX_BATCH_SECONDS
         large = self._sink.bytes + MAX_BATCH_BYTES
         ready: list[CapturedChange] = []
+        waiting = 0
         while (data := read()) is not None or self._inside:
             if data is None:
                 self._stream.wait(_IDLE_SECONDS)
@@ -298,9 +299,11 @@ class Worker:
                 continue
             message = decode(data, PAYLOAD)
             ready += receive(position, message)
-            if isinstance(message, Commit) or len(ready) >= _WRITE_AT_ONCE:
+            waiting += len(data)
+            if isinstance(message, Commit) or waiting >= _WRITE_AT_ONCE:
                 self._sink.write(ready)
                 ready.clear()
+                waiting = 0
             if isinstance(message, Begin):
                 self._begin(message, on_batch)
             elif isinstance(message, Commit):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pgaudit_ctx.change import UNAVAILABLE, Operation
 from pgaudit_ctx.errors import HistoryUnknown, NaiveDatetime, UsageError
-from pgaudit_ctx.reading.version import Difference, choose, look_up, version_at
+from pgaudit_ctx.reading.history import choose, version_at
+from pgaudit_ctx.reading.version import Difference, look_up
 from support.clinic import Patient, Status
 from unit.history_rows import BEGAN, NOON, at, change, gap, image, trail_of
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar, Unpack, overload
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.steps import Steps, Verbs, explained
-from pgaudit_ctx.reading.version import History, HistoryFilters, Version
+from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
 R = TypeVar("R")

@@ -8,8 +8,9 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgaudit_ctx.errors import NotConfigured
+from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.reader import AuditReader
-from pgaudit_ctx.reading.version import History, HistoryFilters, Version
+from pgaudit_ctx.reading.version import Version
 from pgaudit_ctx.urls import sqlalchemy_url
 
 M = TypeVar("M")

@@ -9,8 +9,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.steps import Steps, Verbs, explained
-from pgaudit_ctx.reading.version import History, HistoryFilters, Version
+from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
 R = TypeVar("R")

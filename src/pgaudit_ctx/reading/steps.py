@@ -18,18 +18,9 @@ from pgaudit_ctx.errors import (
     SourceUnknown,
 )
 from pgaudit_ctx.reading import query
+from pgaudit_ctx.reading.history import History, HistoryFilters, choose, version_at
 from pgaudit_ctx.reading.shape import shape_of
-from pgaudit_ctx.reading.version import (
-    CompleteUpTo,
-    Gap,
-    History,
-    HistoryFilters,
-    Trail,
-    Version,
-    build_trail,
-    choose,
-    version_at,
-)
+from pgaudit_ctx.reading.version import CompleteUpTo, Gap, Trail, Version, build_trail
 
 R = TypeVar("R")
 D = TypeVar("D")

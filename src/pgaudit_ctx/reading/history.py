@@ -1,0 +1,178 @@
+"""A record's history: the versions that filters let through, and which was valid when; pure."""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, TypeVar, overload
+
+from pgaudit_ctx.change import Operation
+from pgaudit_ctx.errors import HistoryUnknown, UsageError
+from pgaudit_ctx.reading.query import aware
+from pgaudit_ctx.reading.version import GONE, CompleteUpTo, Gap, Trail, Version
+from pgaudit_ctx.wal.lsn import parse_lsn
+
+M = TypeVar("M")
+
+
+class History(Sequence[Version[M]]):
+    """The versions of one record, oldest first.
+
+    Args:
+        trail: What the versions share.
+        versions: Those that the filters let through.
+    """
+
+    def __init__(self, trail: Trail[M], versions: Sequence[Version[M]]) -> None:
+        self._trail = trail
+        self._versions = versions
+
+    @overload
+    def __getitem__(self, index: int) -> Version[M]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "History[M]": ...
+
+    def __getitem__(self, index: int | slice) -> "Version[M] | History[M]":
+        if isinstance(index, slice):
+            return History(self._trail, self._versions[index])
+        return self._versions[index]
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def __iter__(self) -> Iterator[Version[M]]:
+        return iter(self._versions)
+
+    def __repr__(self) -> str:
+        label, key = self._trail.shape.label, "/".join(self._trail.key)
+        return f"<History of {label} {key}: {len(self)} versions>"
+
+    @property
+    def latest(self) -> Version[M] | None:
+        """The newest of these versions; ``None`` if there are none."""
+        return self._versions[-1] if self._versions else None
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        """The ranges of the log that were lost, of which nothing can be known."""
+        return self._trail.gaps
+
+    @property
+    def complete_up_to(self) -> CompleteUpTo:
+        """Up to where the trail holds everything."""
+        return self._trail.complete_up_to
+
+    def as_of(self, when: dt.datetime) -> Version[M] | None:
+        """Give the version that was valid at a moment, in the whole history.
+
+        Args:
+            when: An aware datetime.
+
+        Returns:
+            The version; ``None`` if the record is known not to have existed then.
+
+        Raises:
+            HistoryUnknown: If the trail cannot know.
+            NaiveDatetime: If ``when`` has no time zone.
+        """
+        return version_at(self._trail, when)
+
+
+def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
+    """Find the version valid at a moment: the last one in order committed at or before it.
+
+    Raises:
+        HistoryUnknown: If the trail cannot know.
+        NaiveDatetime: If ``when`` has no time zone.
+    """
+    aware(when, "when")
+    found = next((v for v in reversed(trail.versions) if v.committed_at <= when), None)
+    position = (0, 0) if found is None else (found.epoch, parse_lsn(found.commit_lsn))
+    for gap in trail.gaps:
+        if gap.from_time <= when and (gap.epoch, parse_lsn(gap.from_lsn)) >= position:
+            raise HistoryUnknown(
+                f"changes between {gap.from_time:%Y-%m-%d %H:%M:%S%z} and "
+                f"{gap.to_time:%Y-%m-%d %H:%M:%S%z} were lost ({gap.cause}), so what "
+                f"{_record(trail)} was afterwards is unknown until its next change"
+            )
+    if found is not None:
+        return found if found.exists else None
+    first = trail.versions[0] if trail.versions else None
+    if first is None:
+        raise HistoryUnknown(
+            f"the trail has no trace of {_record(trail)}: it may have been there, unchanged, since "
+            f"before the trail began at {trail.began_at:%Y-%m-%d %H:%M:%S%z}"
+        )
+    # An INSERT, or an UPDATE of the key, shows that the key was free before.
+    was_free = first.operation is Operation.INSERT or first.row.previous_key is not None
+    if when < trail.began_at or not (was_free and first.exists):
+        raise HistoryUnknown(
+            f"the trail knows {_record(trail)} only from {first.committed_at:%Y-%m-%d %H:%M:%S%z} "
+            f"on: its first trace is {first.operation}, and capture of the table began at "
+            f"{trail.began_at:%Y-%m-%d %H:%M:%S%z}"
+        )
+    return None
+
+
+def _record(trail: Trail[Any]) -> str:
+    return f"this {trail.shape.label}"
+
+
+class HistoryFilters(TypedDict, total=False):
+    """The keywords of ``history``.
+
+    Attributes:
+        since: Versions committed at or after this; aware.
+        until: Versions committed before this; aware.
+        user: Versions of this user only.
+        fields: Versions that changed one of these attributes only.
+        limit: The newest so many.
+        include_unchanged: Also UPDATEs that changed nothing.
+        schema: Another schema than the model's.
+    """
+
+    since: dt.datetime | None
+    until: dt.datetime | None
+    user: Any
+    fields: Sequence[str] | None
+    limit: int | None
+    include_unchanged: bool
+    schema: str | None
+
+
+def choose(trail: Trail[M], filters: HistoryFilters) -> History[M]:
+    """Filter a whole history.
+
+    Raises:
+        NaiveDatetime: If a time has no zone.
+        UsageError: If the model has no such field, or the limit is negative.
+    """
+    since, until = filters.get("since"), filters.get("until")
+    for name, moment in (("since", since), ("until", until)):
+        if moment is not None:
+            aware(moment, name)
+    limit, user = filters.get("limit"), filters.get("user")
+    if limit is not None and limit < 0:
+        raise UsageError(f"limit={limit}: it says how many versions to give, so 0 or more")
+    fields = filters.get("fields")
+    wanted = None if fields is None else trail.shape.known(fields)
+    all_of_them = filters.get("include_unchanged", False)
+    versions = [
+        version
+        for version in trail.versions
+        if (since is None or version.committed_at >= since)
+        and (until is None or version.committed_at < until)
+        and (user is None or _is_user(version.user, user))
+        and (all_of_them or version.changed != () or version.operation in GONE)
+        and (wanted is None or version.operation in GONE or _touches(version, wanted))
+    ]
+    return History(trail, versions if limit is None else versions[max(0, len(versions) - limit) :])
+
+
+def _touches(version: Version[Any], wanted: frozenset[str]) -> bool:
+    # What changed is unknown under a weaker replica identity; then it may have been this.
+    return version.changed is None or not wanted.isdisjoint(version.changed)
+
+
+def _is_user(found: Any, wanted: Any) -> bool:
+    """Compare as ``->>`` does, so that a filter finds the number 7 as well as the text."""
+    return found is not None and (found == wanted or str(found) == str(wanted))
