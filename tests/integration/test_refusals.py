@@ -1,0 +1,124 @@
+"""What a worker refuses at its start, and how it says so."""
+
+import pytest
+
+from pgaudit_ctx.errors import (
+    AuditError,
+    DestinationNotReady,
+    PositionMismatch,
+    SlotMissing,
+    SourceNotReady,
+)
+from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
+from support.database import Capture, Database, create_database
+from support.server import Server, server_of_its_own
+
+
+def insert(database: Database, *numbers: int) -> None:
+    for number in numbers:
+        database.execute(f"INSERT INTO patient (id, name, status) VALUES ({number}, 'x', 'ACTIVE')")
+
+
+def checkpoint(capture: Capture) -> int:
+    (row,) = capture.destination.execute("SELECT end_lsn FROM pgaudit_ctx.checkpoints")
+    return parse_lsn(row.end_lsn)
+
+
+def acknowledged(capture: Capture) -> int:
+    (row,) = capture.source.execute(
+        "SELECT confirmed_flush_lsn AS lsn FROM pg_replication_slots WHERE slot_name = %s",
+        [capture.options.slot],
+    )
+    return parse_lsn(row.lsn)
+
+
+def run_and_refuse(capture: Capture, error: type[AuditError]) -> str:
+    """Run a worker that must end with this error; give its message."""
+    with pytest.raises(error) as refused:
+        capture.run()
+    return str(refused.value)
+
+
+def test_a_slot_that_moved_past_the_checkpoint_is_refused_naming_both(capture: Capture) -> None:
+    held = checkpoint(capture)
+    insert(capture.source, 1)
+    capture.source.execute(
+        f"SELECT pg_replication_slot_advance('{capture.options.slot}', pg_current_wal_lsn())"
+    )
+    message = run_and_refuse(capture, PositionMismatch)
+    assert format_lsn(held) in message
+    assert format_lsn(acknowledged(capture)) in message
+
+
+def test_a_slot_made_anew_is_refused(capture: Capture) -> None:
+    slot = capture.options.slot
+    insert(capture.source, 1)
+    capture.source.execute(f"SELECT pg_drop_replication_slot('{slot}')")
+    capture.source.execute(f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+    run_and_refuse(capture, PositionMismatch)
+
+
+def test_a_slot_that_never_was_is_missed_with_the_remedy(capture: Capture) -> None:
+    capture.options = capture.options._replace(slot="nowhere", name="other")
+    message = run_and_refuse(capture, SlotMissing)
+    assert "'nowhere'" in message
+    assert "pgaudit-ctx setup" in message
+
+
+def test_a_slot_that_is_gone_is_missed_naming_where_the_trail_ends(capture: Capture) -> None:
+    capture.source.execute(f"SELECT pg_drop_replication_slot('{capture.options.slot}')")
+    message = run_and_refuse(capture, SlotMissing)
+    assert format_lsn(checkpoint(capture)) in message
+
+
+def test_a_slot_that_the_server_invalidated_is_refused(
+    server: Server, destination: Database
+) -> None:
+    settings = {
+        "max_slot_wal_keep_size": "16MB",
+        "min_wal_size": "32MB",
+        "max_wal_size": "32MB",
+    }
+    with server_of_its_own(server, settings) as small:
+        source = create_database(small)
+        source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        lost = Capture(source, destination)
+        lost.setup()
+        for number in range(6):
+            source.execute(f"INSERT INTO t VALUES ({number})")
+            source.execute("SELECT pg_switch_wal()")
+        source.execute("CHECKPOINT")
+        message = run_and_refuse(lost, SlotMissing)
+    assert "max_slot_wal_keep_size" in message
+
+
+def test_a_slot_of_another_database_is_refused(capture: Capture, empty_database: Database) -> None:
+    capture.options = capture.options._replace(source=empty_database.url)
+    message = run_and_refuse(capture, SourceNotReady)
+    assert capture.source.name in message
+
+
+def test_a_missing_publication_is_refused_with_the_remedy(capture: Capture) -> None:
+    capture.source.execute("DROP PUBLICATION pgaudit_ctx")
+    message = run_and_refuse(capture, SourceNotReady)
+    assert "'pgaudit_ctx'" in message
+    assert "pgaudit-ctx setup" in message
+
+
+def test_another_slot_for_the_same_source_is_refused(capture: Capture) -> None:
+    capture.source.execute("SELECT pg_create_logical_replication_slot('second', 'pgoutput')")
+    capture.options = capture.options._replace(slot="second")
+    message = run_and_refuse(capture, PositionMismatch)
+    assert "'second'" in message
+
+
+def test_a_destination_without_schema_is_refused_with_the_remedy(
+    capture: Capture, empty_database: Database
+) -> None:
+    capture.options = capture.options._replace(destination=empty_database.url)
+    assert "pgaudit-ctx setup" in run_and_refuse(capture, DestinationNotReady)
+
+
+def test_a_destination_of_a_newer_version_is_refused(capture: Capture) -> None:
+    capture.destination.execute("INSERT INTO pgaudit_ctx.migrations VALUES (9999, 'future')")
+    assert "upgrade" in run_and_refuse(capture, DestinationNotReady)
