@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from pgaudit_ctx.destination import schema
 from pgaudit_ctx.destination.copy_format import COLUMNS
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from pgaudit_ctx.source import setup as source_setup
+from pgaudit_ctx.source.stream import ReplicationStream
+from pgaudit_ctx.wal.frames import PAYLOAD, parse_frame, wal_start
+from pgaudit_ctx.wal.pgoutput import Commit, decode
 from pgaudit_ctx.worker import Worker, WorkerOptions
 
 TABLE = """
@@ -78,12 +82,58 @@ def peak_memory() -> float:
     return int(line.split()[1]) / 1024
 
 
-def capture(source: str, destination: str, slot: str) -> None:
+class Recorded:
+    """A stream that has arrived already: its frames in a file, each behind its length."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("rb", buffering=1 << 20)  # noqa: SIM115 - lives as long as this
+
+    def start(self, lsn: int) -> None: ...
+
+    def read(self) -> bytes | None:
+        length = self._file.read(4)
+        return self._file.read(int.from_bytes(length)) if length else None
+
+    def wait(self, timeout: float) -> None: ...
+
+    def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None: ...
+
+
+def record(chosen: WorkerOptions, path: str) -> int:
+    """Write the frames that wait in the slot to a file; give the position of the last commit."""
+    end = 0
+    with (
+        ReplicationStream(chosen.source, chosen.slot, chosen.publication) as stream,
+        Path(path).open("wb") as file,
+        psycopg.connect(chosen.source, autocommit=True) as source,
+    ):
+        (target,) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'").fetchone()
+        stream.start(0)
+        while True:
+            data = stream.read()
+            if data is None:
+                stream.acknowledge(0, reply_requested=True)
+                stream.wait(0.1)
+                continue
+            if wal_start(data) is None:
+                if parse_frame(data).wal_end >= target:
+                    return end
+                continue
+            file.write(len(data).to_bytes(4) + data)
+            message = decode(data, PAYLOAD)
+            if isinstance(message, Commit):
+                end = message.end_lsn
+
+
+def capture(source: str, destination: str, slot: str, path: str, end_lsn: str) -> None:
     """One run of the worker, in a process of its own so that its memory can be told."""
     worker = Worker(WorkerOptions(source, destination, slot=slot))
+    if path:
+        worker._stream = Recorded(path)  # noqa: SLF001 - the same loop on the same frames
+        worker._target = int(end_lsn)  # noqa: SLF001
     before = time.process_time()
     started = time.perf_counter()
-    progress = worker.run(until_caught_up=True)
+    progress = worker.run(until_caught_up=not path)
     seconds = time.perf_counter() - started
     worker.close()
     print(
@@ -139,7 +189,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows-per-transaction", type=int, default=10)
     parser.add_argument("--rows", choices=WIDTHS, default="usual")
-    parser.add_argument("--capture", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--capture", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.capture:
         capture(*options.capture)
@@ -168,24 +218,28 @@ def prepare(source_url: str, destination_url: str, options: argparse.Namespace) 
 
 
 def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
-    captured: list[dict[str, float]] = []
+    runs: dict[str, list[dict[str, float]]] = {"slot": [], "frames": []}
     copied: dict[str, list[float]] = {"text": [], "binary": []}
     with (
         psycopg.connect(chosen.source, autocommit=True) as source,
         psycopg.connect(chosen.destination, autocommit=True) as destination,
+        tempfile.NamedTemporaryFile() as frames,
     ):
         with connect(chosen.destination, "destination") as end:
             schema.migrate(end, "quarter")
+        last = record(chosen, frames.name)
         for pair in range(options.pairs):
             slot = f"run{pair}"
             source.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [chosen.slot, slot])
-            reset(destination)
-            done = subprocess.run(
-                [sys.executable, __file__, "--capture", chosen.source, chosen.destination, slot],
-                check=True,
-                capture_output=True,
-            )
-            captured.append(json.loads(done.stdout))
+            for kind, path in (("frames", frames.name), ("slot", "")):
+                reset(destination)
+                arguments = [chosen.source, chosen.destination, slot, path, str(last)]
+                done = subprocess.run(
+                    [sys.executable, __file__, "--capture", *arguments],
+                    check=True,
+                    capture_output=True,
+                )
+                runs[kind].append(json.loads(done.stdout))
             dumped = {form: dump(destination, form) for form in copied}
             size = destination.execute(
                 "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits"
@@ -194,23 +248,30 @@ def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
             for form, rows in dumped.items():
                 copied[form].append(bare_copy(destination, rows, form))
             source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-    report(captured, copied, int(size[0]))
+    report(runs, copied, int(size[0]))
 
 
-def report(captured: list[dict[str, float]], copied: dict[str, list[float]], size: int) -> None:
-    changes = captured[0]["changes"]
-    speeds = [run["changes"] / run["seconds"] for run in captured]
-    print(f"{changes:,} changes, {len(captured)} rounds; median and spread")
-    print("captured, changes/s     ", spread(speeds))
+def report(
+    runs: dict[str, list[dict[str, float]]], copied: dict[str, list[float]], size: int
+) -> None:
+    changes = runs["slot"][0]["changes"]
+    print(f"{changes:,} changes, {len(runs['slot'])} rounds on {sys.version.split()[0]}")
+    print("median and spread; changes a second unless said otherwise")
     for form, seconds in copied.items():
-        print(f"COPY ({form}), changes/s".ljust(25), spread([changes / s for s in seconds]))
-        ratios = [speed * s / changes for speed, s in zip(speeds, seconds, strict=True)]
-        print(f"ratio to COPY ({form})".ljust(25), spread(ratios, ".2f"))
-    print("CPU of the worker, µs each", spread([r["cpu"] / changes * 1e6 for r in captured], ".1f"))
-    print("memory of the worker, MB ", spread([run["megabytes"] for run in captured]))
+        print(f"bare COPY, {form}".ljust(34), spread([changes / s for s in seconds]))
+    for kind, label in (("slot", "from the slot"), ("frames", "from frames that have arrived")):
+        speeds = [run["changes"] / run["seconds"] for run in runs[kind]]
+        print(f"captured {label}".ljust(34), spread(speeds))
+        for form, seconds in copied.items():
+            ratios = [speed * s / changes for speed, s in zip(speeds, seconds, strict=True)]
+            print(f"  as a share of COPY, {form}".ljust(34), spread(ratios, ".2f"))
+        spent = [run["cpu"] / changes * 1e6 for run in runs[kind]]
+        print("  CPU of the worker, µs each".ljust(34), spread(spent, ".1f"))
+    print("memory of the worker, MB".ljust(34), spread([r["megabytes"] for r in runs["slot"]]))
     print(
-        f"bytes per change          {captured[0]['bytes'] / changes:,.0f} sent, "
-        f"{size / changes:,.0f} stored with indexes"
+        "bytes per change".ljust(34),
+        f"{runs['slot'][0]['bytes'] / changes:,.0f} sent, "
+        f"{size / changes:,.0f} stored with indexes",
     )
 
 

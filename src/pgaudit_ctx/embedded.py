@@ -159,7 +159,7 @@ class EmbeddedPostgres:
         return self.directory / "server.log"
 
     def _initdb(self) -> None:
-        done = subprocess.run(  # noqa: S603 - our own binaries
+        process = subprocess.Popen(  # noqa: S603 - our own binaries
             [
                 str(self._binaries / "initdb"),
                 f"--pgdata={self._data}",
@@ -170,15 +170,23 @@ class EmbeddedPostgres:
                 "--no-sync",
             ],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             cwd=self.directory,
-            check=False,
+            start_new_session=True,
             **self._privileges(),
         )
-        if done.returncode != 0:
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            # initdb runs a server of its own, which would go on writing.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        if process.returncode != 0:
             raise DatabaseError(
                 "initdb could not make a server: "
-                + " ".join(done.stderr.decode(errors="replace").split())[-500:]
+                + " ".join(said.decode(errors="replace").split())[-500:]
             )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:

@@ -176,6 +176,7 @@ _Handlers: TypeAlias = list[tuple[str, Callable[..., None]]]
 _installed: "weakref.WeakKeyDictionary[object, tuple[_Hook, _Handlers]]" = (
     weakref.WeakKeyDictionary()
 )
+_by_dialect: "weakref.WeakKeyDictionary[Dialect, _Hook]" = weakref.WeakKeyDictionary()
 _compiled: "weakref.WeakKeyDictionary[Dialect, Callable[[str], tuple[str, Any]]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -217,12 +218,16 @@ def install(
     hook = _Hook(context_model, require_context, providers)
     listen = _listen if isinstance(target, Engine) else _listen_to_sessions
     _installed[target] = (hook, listen(target, hook))
+    if isinstance(target, Engine):
+        _by_dialect[target.dialect] = hook
 
 
 def uninstall(engine: Any) -> None:
     """Detach the hook from what it was installed on; without effect where it was not."""
     target = _target(engine)
     _, handlers = _installed.pop(target, (None, []))
+    if isinstance(target, Engine):
+        _by_dialect.pop(target.dialect, None)
     for name, handler in handlers:
         event.remove(target, name, handler)
 
@@ -248,8 +253,11 @@ def emit_context(connection: Connection | Session) -> None:
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
         )
-    installed = _installed.get(connection) or _installed.get(connection.engine)
-    hook = _Hook(None, require_context=False, providers=()) if installed is None else installed[0]
+    installed = _installed.get(connection)
+    # An engine made by execution_options() is another object, but has the same dialect.
+    hook = _by_dialect.get(connection.dialect) if installed is None else installed[0]
+    if hook is None:
+        hook = _Hook(None, require_context=False, providers=())
     content = hook.content()
     connection.execute(_EMIT, {"content": content})
     _emitted(connection).text = content

@@ -1,12 +1,28 @@
 """The destination's tables as SQLAlchemy sees them."""
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Column,
+    ColumnElement,
+    DateTime,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    cast,
+    type_coerce,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, OID
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
+
+from pgaudit_ctx.wal.lsn import format_lsn
 
 SCHEMA = "pgaudit_ctx"
 
@@ -19,6 +35,14 @@ class PgLsn(UserDefinedType[str]):
     def get_col_spec(self, **_: Any) -> str:
         """Give the type's name in DDL."""
         return "pg_lsn"
+
+    def bind_expression(self, bindvalue: BindParameter[str]) -> ColumnElement[str]:
+        """Send text whatever the driver, and let the server make a position of it."""
+        return cast(type_coerce(bindvalue, Text), self)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
+        """Make text of what asyncpg gives as a number."""
+        return lambda value: format_lsn(value) if isinstance(value, int) else value
 
 
 class TrailBase(DeclarativeBase):

@@ -68,9 +68,12 @@ BEGIN
     IF to_regclass(format('pgaudit_ctx.%I', partition)) IS NOT NULL THEN
         RETURN;
     END IF;
-    -- One at a time; whoever waited finds it there.
+    -- One at a time; whoever waited finds it there. Not by to_regclass again: it would answer from
+    -- a cache that is not refreshed by an advisory lock.
     PERFORM pg_advisory_xact_lock(hashtext('pgaudit_ctx.ensure_partition'));
-    IF to_regclass(format('pgaudit_ctx.%I', partition)) IS NOT NULL THEN
+    PERFORM FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'pgaudit_ctx' AND c.relname = partition;
+    IF FOUND THEN
         RETURN;
     END IF;
     EXECUTE format(
