@@ -648,3 +648,63 @@ def test_a_database_in_another_encoding_is_captured_in_unicode(server, destinati
         assert (row.after["a"], row.context) == ("é ß", {"user": "Jérôme"})
     finally:
         drop_database(source)
+
+
+HOSTILE = [
+    '{"a":"\\u0000"}',
+    '{"a": "\\ud800"}',
+    '{"a":1E9999999}',
+    '{"a": 1e-20000}',
+    '{"a":NaN}',
+    '{"a": -Infinity}',
+    '{"a": 01}',
+    '{"a": "\t"}',
+    '{"a": 1} x',
+    "{'a': 1}",
+    "\ufeff{}",
+    "[1]",
+    '"x"',
+    "null",
+    "",
+    "{",
+    '{"a":' * 5000 + "1" + "}" * 5000,
+    f'{{"a": {"1" * 200_000}}}',
+    f'{{"a": 1.{"1" * 20_000}}}',
+]
+
+
+def test_no_text_of_a_message_stops_the_worker(blank: Capture) -> None:
+    blank.source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    blank.setup()
+    with blank.source.connect() as connection:
+        for number, content in enumerate(HOSTILE):
+            with connection.transaction():
+                connection.execute(
+                    "SELECT pg_logical_emit_message(true, 'pgaudit_ctx', %s::text)", [content]
+                )
+                connection.execute("INSERT INTO t VALUES (%s)", [number])
+    assert [row.context for row in blank.changes()] == [
+        {"$pgaudit_ctx": "invalid", "text": content[:1024]} for content in HOSTILE
+    ]
+
+
+def test_no_json_that_the_source_takes_stops_the_worker_or_loses_a_character(
+    blank: Capture,
+) -> None:
+    blank.source.execute("CREATE TABLE t (id int PRIMARY KEY, j json)")
+    blank.setup()
+    taken = []
+    with blank.source.connect() as connection:
+        for number, content in enumerate(HOSTILE):
+            try:
+                connection.execute("INSERT INTO t VALUES (%s, %s)", [number, content])
+            except psycopg.errors.InvalidTextRepresentation:
+                continue
+            taken.append(content)
+    assert len(taken) > 5
+    for row, content in zip(blank.changes(), taken, strict=True):
+        if content in {"[1]", '"x"'}:
+            continue  # jsonb holds these without loss
+        kind = "value" if content == "null" else "text"
+        assert row.after["j"]["$pgaudit_ctx"] == kind
+        assert row.after["j"][kind] == (None if content == "null" else content)
