@@ -1,6 +1,7 @@
 """Nothing twice and nothing lost, whatever ends the worker, and wherever."""
 
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -212,6 +213,31 @@ def test_a_running_worker_stores_what_is_written_and_stops_when_asked(capture: C
         eventually(lambda: stored(capture) == [1], "the change is stored")
         insert(capture.source, 2)
         eventually(lambda: stored(capture) == [1, 2], "the next one too")
+
+
+@pytest.mark.parametrize("end", ["source", "source stream", "destination"])
+def test_a_lost_connection_ends_the_worker_with_an_error_and_the_next_goes_on(
+    capture: Capture, end: str
+) -> None:
+    worker = Worker(capture.options)
+    kind = "walsender" if end == "source stream" else "client backend"
+    database = capture.destination if end == "destination" else capture.source
+    insert(capture.source, 1)
+
+    def end_it(_: object) -> None:
+        database.execute(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND backend_type = %s"
+            " AND application_name LIKE 'pgaudit_ctx%%'",
+            [kind],
+        )
+        # A table that the worker has not met, so that it asks the source's catalog.
+        capture.source.execute(f"INSERT INTO sample (id) VALUES ('{uuid.uuid4()}')")
+
+    with pytest.raises(DatabaseError):
+        worker.run(on_batch=end_it)
+    worker.close()
+    assert [row.table_name for row in capture.changes()] == ["patient", "sample"]
 
 
 def test_a_refusal_of_the_destination_ends_the_worker_without_quoting_the_row(
