@@ -67,6 +67,19 @@ def test_a_signal_while_the_demos_server_runs_leaves_nothing_behind(
     assert gone(place)
 
 
+def test_an_interrupt_while_the_demos_server_is_made_leaves_nothing_behind(place: Path) -> None:
+    with start("demo", env={"TMPDIR": str(place)}) as process:
+        try:
+            eventually(lambda: list(place.glob("*/data")), "initdb begins")
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    eventually(lambda: gone(place), "directory and processes are gone")
+
+
 def test_a_demo_that_is_kept_leaves_a_server_whose_urls_work(place: Path) -> None:
     done = run("demo", "--keep", env={"TMPDIR": str(place)})
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The trail's own tables: made once, partitioned by time, never held up by whoever reads them."""
 
 import datetime as dt
+import threading
 from collections.abc import Iterator
 
 import psycopg
@@ -15,6 +16,8 @@ from pgaudit_ctx.wal.stitcher import CapturedChange
 from pgaudit_ctx.wal.table import CapturedTable
 from support.database import Capture, Database
 
+FAR = 2**40
+"""A position that no log of a test reaches."""
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 
 
@@ -60,6 +63,22 @@ def test_migrations_run_twice_do_nothing_the_second_time(empty_database: Databas
     before = partitions(empty_database)
     assert migrate(empty_database) == []
     assert partitions(empty_database) == before
+
+
+def test_migrations_run_by_several_at_once_run_once(empty_database: Database) -> None:
+    applied: list[list[str]] = []
+    together = threading.Barrier(4)
+
+    def run() -> None:
+        together.wait()
+        applied.append(migrate(empty_database))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied) == [[], [], [], ["trail"]]
 
 
 def test_the_first_setup_decides_how_long_a_time_a_partition_covers(
@@ -152,6 +171,26 @@ def test_a_report_that_is_open_does_not_delay_a_new_partition(destination: Datab
     assert "changes_2001q1" in partitions(destination)
 
 
+def test_several_who_need_the_same_partition_at_once_make_it_once(destination: Database) -> None:
+    together = threading.Barrier(4)
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        together.wait()
+        try:
+            ensure(destination, "2001-01-01 00:00+00")
+        except psycopg.Error as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert "changes_2001q1" in partitions(destination)
+
+
 TABLE = CapturedTable(Relation(7, "public", "t", "f", (Column("id", 23, -1, True),)), None)
 
 
@@ -177,8 +216,9 @@ def test_the_sink_stores_transactions_of_any_time_in_their_partitions(
         dt.datetime(2038, 1, 19, 3, 14, 8, tzinfo=dt.UTC),
         dt.datetime(2000, 1, 1, tzinfo=dt.UTC),
     ]
-    for lsn, moment in enumerate(moments, start=1):
-        sink.begin(Begin(lsn, microseconds(moment), 700 + lsn))
+    capture.destination.execute("UPDATE pgaudit_ctx.checkpoints SET end_lsn = '0/0'")
+    for lsn, moment in enumerate(moments, start=FAR):
+        sink.begin(Begin(lsn, microseconds(moment), 700))
         sink.write([one(1), one(2)])
         sink.commit(end_lsn=lsn, time=microseconds(moment), commit_lsn=lsn)
     rows = capture.destination.execute(
@@ -186,8 +226,8 @@ def test_the_sink_stores_transactions_of_any_time_in_their_partitions(
         " tableoid::regclass::text AS place FROM pgaudit_ctx.changes ORDER BY 1, 2"
     )
     assert [(row.lsn, row.ordinal, row.committed_at) for row in rows] == [
-        (f"0/{lsn}", ordinal, moment)
-        for lsn, moment in enumerate(moments, start=1)
+        (f"100/{number}", ordinal, moment)
+        for number, moment in enumerate(moments)
         for ordinal in (1, 2)
     ]
     assert [row.place for row in rows[::2]] == [
@@ -206,15 +246,15 @@ def test_changes_and_checkpoint_are_stored_together_or_not_at_all(
         return count, lsn
 
     before = state()
-    sink.begin(Begin(2**40, microseconds(dt.datetime.now(dt.UTC)), 7))
+    sink.begin(Begin(FAR, microseconds(dt.datetime.now(dt.UTC)), 7))
     sink.write([one(1)])
     assert state() == before
-    sink.commit(end_lsn=2**40 + 8, time=0, commit_lsn=2**40)
+    sink.commit(end_lsn=FAR + 8, time=0, commit_lsn=FAR)
     assert state() == (1, "100/8")
-    sink.begin(Begin(2**41, microseconds(dt.datetime.now(dt.UTC)), 8))
+    sink.begin(Begin(2 * FAR, microseconds(dt.datetime.now(dt.UTC)), 8))
     sink.write([one(1), one(1, after='{"secret": "hunter2"}')])
     with pytest.raises(DatabaseError) as refused:
-        sink.commit(end_lsn=2**41 + 8, time=0, commit_lsn=2**41)
+        sink.commit(end_lsn=2 * FAR + 8, time=0, commit_lsn=2 * FAR)
     assert state() == (1, "100/8")
     assert "hunter2" not in str(refused.value)
     assert "23505" in str(refused.value)
@@ -222,7 +262,7 @@ def test_changes_and_checkpoint_are_stored_together_or_not_at_all(
 
 def test_the_checkpoints_clock_never_goes_back(capture: Capture, sink: Sink) -> None:
     ((before,),) = capture.destination.execute("SELECT complete_at FROM pgaudit_ctx.checkpoints")
-    sink.commit(end_lsn=2**40, time=0)
+    sink.commit(end_lsn=FAR, time=0)
     ((after,),) = capture.destination.execute("SELECT complete_at FROM pgaudit_ctx.checkpoints")
     assert after == before
 

@@ -409,6 +409,17 @@ def test_providers_are_asked_at_each_emission_and_lie_under_the_scope(
     ]
 
 
+def test_emit_context_on_an_engine_with_execution_options_asks_the_providers(
+    source: Database, messages: Messages
+) -> None:
+    engine = source.engine()
+    install(engine, providers=[lambda: {"host": "h"}])
+    with audit_context(user="a"), engine.execution_options(foo=1).begin() as connection:
+        emit_context(connection)
+        connection.execute(insert(Patient).values(id=1, name="x"))
+    assert messages.all() == ['{"host":"h","user":"a"}', "INSERT"]
+
+
 def test_a_provider_that_fails_is_left_out_and_logged_once(
     source: Database, messages: Messages, caplog: pytest.LogCaptureFixture
 ) -> None:

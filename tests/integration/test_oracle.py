@@ -92,8 +92,8 @@ class Workload:
         self._moves += 1
         statements = [
             (
-                f"INSERT INTO {table} SELECT n, {self._part}, %(name)s, %(flag)s, %(amount)s, %(doc)s,"
-                f" %(large)s FROM generate_series({low}, {high}) n"
+                f"INSERT INTO {table} SELECT n, {self._part}, %(name)s, %(flag)s, %(amount)s,"
+                f" %(doc)s, %(large)s FROM generate_series({low}, {high}) n"
                 " ON CONFLICT (id, part) DO UPDATE SET name = excluded.name, doc = excluded.doc"
             ),
             f"UPDATE {table} SET amount = %(amount)s WHERE {mine}",
