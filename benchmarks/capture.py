@@ -23,11 +23,12 @@ from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
 from pgaudit_ctx.destination.copy_format import COLUMNS
 from pgaudit_ctx.embedded import EmbeddedPostgres
+from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.wal.frames import PAYLOAD, parse_frame, wal_start
 from pgaudit_ctx.wal.pgoutput import Commit, decode
-from pgaudit_ctx.worker import Worker, WorkerOptions
+from pgaudit_ctx.worker import Worker
 
 TABLE = """
     CREATE TABLE patients (

@@ -9,7 +9,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -19,6 +19,7 @@ from pgaudit_ctx.errors import ContextInvalid, NoOpenScope
 from pgaudit_ctx.message import MAX_TEXT, encode_context, plain_context
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_R = TypeVar("_R")
 
 _CERTAINLY_SMALL: Final = MAX_TEXT // 12
 """Characters that stay under the limit however they are escaped: at most twelve bytes each."""
@@ -224,9 +225,15 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._fresh():
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            # A function that merely returns a coroutine does its work when that is awaited.
+            return self._around(result) if inspect.iscoroutine(result) else result
 
         return cast("_F", call)
+
+    async def _around(self, coroutine: Coroutine[Any, Any, _R]) -> _R:
+        async with self._fresh():
+            return await coroutine
 
     def _fresh(self) -> "audit_context":
         return audit_context(self._given, flush=self._flush)
@@ -239,6 +246,8 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     def _close(self) -> None:
         # One object may be entered by several tasks at once: leave this one's own scope.
+        if not self._opened:
+            return  # entering it failed
         innermost = _innermost.get()
         entered = self._opened
         own = (i for i in range(len(entered) - 1, -1, -1) if entered[i][0] is innermost)

@@ -9,58 +9,49 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import sqlalchemy
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection, Engine, Text, bindparam, event, text
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgaudit_ctx.context import Scope, current_scope
+from pgaudit_ctx.emitted import (
+    UNKNOWN,
+    emitted_of,
+    follow,
+    forget,
+    open_savepoint,
+    release_savepoint,
+    roll_back_to_savepoint,
+)
 from pgaudit_ctx.errors import ContextInvalid, ContextRequired, UsageError
 from pgaudit_ctx.message import EMPTY, PREFIX, encode_context, plain_context
 from pgaudit_ctx.statements import Effect, Statement, classify
 
 log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    Target: TypeAlias = (
+        Engine | AsyncEngine | sessionmaker[Any] | scoped_session[Any] | type[Session]
+    )
+
 Provider: TypeAlias = Callable[[], Mapping[str, Any]]
 
-_STATE: Final = "pgaudit_ctx"
+_OPTION: Final = "pgaudit_ctx"
 _DISABLED: Final = "PGAUDIT_CTX_DISABLED"
 _EMIT: Final = text(
     f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', CAST(:content AS text))"
 ).bindparams(bindparam("content", type_=Text()))
 
 
-# No message has this text, so whatever comes next differs from it and is emitted.
-_UNKNOWN: Final = "?"
-
-
-class _Emitted:
-    """What the current transaction's log holds: the last message, and the one at each savepoint."""
-
-    __slots__ = ("savepoints", "text")
-
-    def __init__(self) -> None:
-        self.text: str | None = None
-        self.savepoints: list[tuple[str, str | None]] = []
-
-    def savepoint(self, name: str) -> None:
-        self.savepoints.append((name, self.text))
-
-    def rollback_to(self, name: str) -> None:
-        while self.savepoints:
-            found, emitted = self.savepoints.pop()
-            self.text = emitted
-            if found == name:
-                # The savepoint itself stays open after ROLLBACK TO.
-                self.savepoints.append((found, emitted))
-                return
-        self.text = _UNKNOWN
-
-    def release(self, name: str) -> None:
-        while self.savepoints and self.savepoints.pop()[0] != name:
-            pass
+# SQLAlchemy 2.0 calls the event outside of the block that turns the driver's errors into its own
+# and gives up a lost connection; 2.1 calls it inside.
+_EVENT_IS_UNPROTECTED: Final = sqlalchemy.__version__.startswith("2.0.")
 
 
 class _Hook:
@@ -76,6 +67,7 @@ class _Hook:
         self._require_context = require_context
         self._providers = tuple(providers)
         self._complained: set[object] = set()
+        self.active = True
 
     def before_cursor_execute(
         self,
@@ -86,21 +78,32 @@ class _Hook:
         context: Any,
         _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
     ) -> None:
-        by_hand = context.execution_options.get(_STATE)
-        if by_hand == "skip":
+        by_hand = context.execution_options.get(_OPTION)
+        if by_hand == "skip" or not self.active:
             return
         if by_hand != "emit" and not (context.isinsert or context.isupdate or context.isdelete):
             found = classify(statement)
-            if found.effect is Effect.WRITES:
+            if found.effect is Effect.WRITES and not self._would_come_early(connection, found):
                 self.emit(connection)
             if found.effect is not Effect.READS or found.unclear:
-                _follow(connection, found)
+                follow(connection, found)
             return
         self.emit(connection)
 
+    def _would_come_early(self, connection: Connection, found: Statement) -> bool:
+        """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
+        if not found.begins_bare or emitted_of(connection).text is not None:
+            return False
+        self._complain(
+            "several statements",
+            "a string of several statements begins with one that must come first in its "
+            "transaction: what it writes is captured without context. Send the writes apart",
+        )
+        return True
+
     def emit(self, connection: Connection) -> None:
         content = self.content()
-        emitted = _emitted(connection)
+        emitted = emitted_of(connection)
         if content == emitted.text or (content == EMPTY and emitted.text is None):
             return
         if getattr(connection.connection.dbapi_connection, "autocommit", False):
@@ -117,29 +120,30 @@ class _Hook:
 
     def content(self) -> str:
         scope = current_scope()
-        if scope is None or not scope.merged:
-            if self._require_context:
-                raise ContextRequired(
-                    "a write without context, on an engine installed with require_context=True. "
-                    "Remedy: do it inside `with audit_context(user=..., reason=...):`"
-                )
-        elif self._context_model is not None:
-            self._validate(scope, self._context_model)
-        if not self._providers:
-            return EMPTY if scope is None else scope.text
+        if self._require_context and (scope is None or not scope.merged):
+            raise ContextRequired(
+                "a write without context, on an engine installed with require_context=True. "
+                "Remedy: do it inside `with audit_context(user=..., reason=...):`"
+            )
+        if scope is None and not self._providers:
+            return EMPTY
         merged: dict[str, Any] = {}
         for provider in self._providers:
             merged.update(self._ask(provider))
         if scope is not None:
             merged.update(scope.merged)
+            if merged and self._context_model is not None:
+                self._validate(scope, merged, self._context_model)
+            if not self._providers:
+                return scope.text
         return encode_context(merged)
 
-    def _validate(self, scope: Scope, model: type[BaseModel]) -> None:
+    def _validate(self, scope: Scope, merged: dict[str, Any], model: type[BaseModel]) -> None:
         validated = (scope.stamp, model)
         if scope.validated_by == validated:
             return
         try:
-            model.model_validate(dict(scope.merged))
+            model.model_validate(merged)
         except ValidationError as error:
             # Neither pydantic's own text nor its "input" may appear: they quote values.
             fields = ", ".join(
@@ -158,8 +162,8 @@ class _Hook:
         except Exception as error:  # noqa: BLE001 - whatever it raises must not break the write
             self._complain(
                 provider,
-                "the context provider %r failed with %s: its keys are left out",
-                provider,
+                "the context provider %s failed with %s: its keys are left out",
+                getattr(provider, "__qualname__", type(provider).__name__),
                 type(error).__name__,
             )
             return {}
@@ -183,7 +187,7 @@ _compiled: "weakref.WeakKeyDictionary[Dialect, Callable[[str], tuple[str, Any]]]
 
 
 def install(
-    engine: Any,
+    engine: "Target",
     *,
     context_model: type[BaseModel] | None = None,
     require_context: bool = False,
@@ -222,10 +226,12 @@ def install(
         _by_dialect[target.dialect] = hook
 
 
-def uninstall(engine: Any) -> None:
+def uninstall(engine: "Target") -> None:
     """Detach the hook from what it was installed on; without effect where it was not."""
     target = _target(engine)
-    _, handlers = _installed.pop(target, (None, []))
+    hook, handlers = _installed.pop(target, (None, []))
+    if hook is not None:
+        hook.active = False  # connections that sessions hold still have it
     if isinstance(target, Engine):
         _by_dialect.pop(target.dialect, None)
     for name, handler in handlers:
@@ -260,7 +266,7 @@ def emit_context(connection: Connection | Session) -> None:
         hook = _Hook(None, require_context=False, providers=())
     content = hook.content()
     connection.execute(_EMIT, {"content": content})
-    _emitted(connection).text = content
+    emitted_of(connection).text = content
 
 
 def _target(engine: Any) -> Any:
@@ -282,18 +288,15 @@ def _target(engine: Any) -> Any:
 def _listen(target: Engine | Connection, hook: _Hook) -> _Handlers:
     handlers: _Handlers = [
         ("before_cursor_execute", hook.before_cursor_execute),
-        ("begin", _forget),
-        ("commit", _forget),
-        ("rollback", _forget),
-        ("begin_twophase", _forget),
-        ("commit_twophase", _forget),
-        ("rollback_twophase", _forget),
-        ("savepoint", lambda connection, name: _emitted(connection).savepoint(name)),
-        (
-            "rollback_savepoint",
-            lambda connection, name, _: _emitted(connection).rollback_to(name),
-        ),
-        ("release_savepoint", lambda connection, name, _: _emitted(connection).release(name)),
+        ("begin", forget),
+        ("commit", forget),
+        ("rollback", forget),
+        ("begin_twophase", forget),
+        ("commit_twophase", forget),
+        ("rollback_twophase", forget),
+        ("savepoint", open_savepoint),
+        ("rollback_savepoint", roll_back_to_savepoint),
+        ("release_savepoint", release_savepoint),
     ]
     for name, handler in handlers:
         event.listen(target, name, handler)
@@ -306,38 +309,11 @@ def _listen_to_sessions(sessions: Any, hook: _Hook) -> _Handlers:
     def after_begin(_session: Session, _transaction: Any, connection: Connection) -> None:
         if connection.dialect.name == "postgresql" and connection not in _installed:
             _installed[connection] = (hook, _listen(connection, hook))
+            # Its transaction began before we listened: what it holds by now is not known.
+            emitted_of(connection).text = UNKNOWN
 
     event.listen(sessions, "after_begin", after_begin)
     return [("after_begin", after_begin)]
-
-
-def _emitted(connection: Connection) -> _Emitted:
-    info = connection.info
-    state: _Emitted | None = info.get(_STATE)
-    if state is None:
-        state = info[_STATE] = _Emitted()
-    return state
-
-
-def _forget(connection: Connection, *_: Any) -> None:
-    if not connection.invalidated and not connection.closed:
-        connection.info.pop(_STATE, None)
-
-
-def _follow(connection: Connection, found: Statement) -> None:
-    state = _emitted(connection)
-    if found.unclear:
-        state.text = _UNKNOWN
-    elif found.effect is Effect.ENDS:
-        _forget(connection)
-    elif found.savepoint is None:
-        return
-    elif found.effect is Effect.SAVEPOINT:
-        state.savepoint(found.savepoint)
-    elif found.effect is Effect.ROLLBACK_TO:
-        state.rollback_to(found.savepoint)
-    else:
-        state.release(found.savepoint)
 
 
 def _send(connection: Connection, content: str) -> None:
@@ -349,6 +325,10 @@ def _send(connection: Connection, content: str) -> None:
     cursor = connection.connection.cursor()
     try:
         dialect.do_execute(cursor, statement, parameters)
+    except dialect.loaded_dbapi.Error as error:
+        if _EVENT_IS_UNPROTECTED:
+            connection._handle_dbapi_exception(error, statement, None, cursor, None)  # noqa: SLF001 - see there
+        raise
     finally:
         cursor.close()
 

@@ -27,6 +27,8 @@ class Statement(NamedTuple):
     Attributes:
         effect: Its effect; of several statements in one string, the strongest.
         savepoint: The savepoint that it names.
+        begins_bare: Whether the first of several must not be preceded by a message, as SET
+            TRANSACTION and LOCK are not.
         unclear: Whether nobody can tell afterwards which message is in force, because the string
             holds several statements of which one opens, ends or rolls back something.
     """
@@ -34,24 +36,27 @@ class Statement(NamedTuple):
     effect: Effect
     savepoint: str | None = None
     unclear: bool = False
+    begins_bare: bool = False
 
 
 # Comments and everything quoted, so that no word inside is taken for SQL.
 _OPAQUE: Final = re.compile(
     r"""--[^\n]*
-    | /\*.*?\*/
-    | (?P<name>"(?:[^"]|"")*")
-    | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$
-    | (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'
-    | '(?:[^']|'')*'
+    | /\*.*?(?:\*/|\Z)
+    | (?P<name>"[^"]*(?:""[^"]*)*(?:"|\Z))
+    | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)
+    | (?<!\w)[eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*(?:'|\Z)
+    | '[^']*(?:''[^']*)*(?:'|\Z)
     """,
     re.VERBOSE | re.DOTALL,
 )
 _WORD: Final = re.compile(r"[a-z_]+")
 _LOCKING: Final = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b")
-_WRITING_QUERY: Final = re.compile(
-    r"\b(?:insert\s+into|delete\s+from|merge\s+into|into)\b|\bupdate\b.*\bset\b", re.DOTALL
-)
+_WRITING_QUERY: Final = re.compile(r"\b(?:insert\s+into|delete\s+from|merge\s+into|into)\b")
+_UPDATE: Final = re.compile(r"\bupdate\b")
+_SET: Final = re.compile(r"\bset\b")
+_PLAIN_DML: Final = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
+_LONG: Final = 8 * 1024
 _SAVEPOINT: Final = re.compile(
     r"""^(?P<verb>savepoint|rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?
     |release(?:\s+savepoint)?)\s+(?P<name>"(?:[^"]|"")*"|\w+)""",
@@ -77,7 +82,6 @@ _NEVER: Final = frozenset(
 )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=2048)
 def classify(statement: str) -> Statement:
     """Tell what a statement does.
 
@@ -88,6 +92,15 @@ def classify(statement: str) -> Statement:
         What is to be done about it. A ``SELECT`` counts as reading unless it contains a
         data-modifying CTE or ``INTO``; what the functions do that it calls cannot be told here.
     """
+    if len(statement) <= _LONG:
+        return _remembered(statement)
+    # A long text is one of a kind, and taking it apart would cost more than a message too many.
+    if _PLAIN_DML.match(statement):
+        return Statement(Effect.WRITES, unclear=";" in statement)
+    return _classify(statement)
+
+
+def _classify(statement: str) -> Statement:
     bare = _OPAQUE.sub(lambda found: (found["name"] or " ").replace(";", ":"), statement)
     found = [_classify_one(part) for part in bare.split(";") if part.strip()]
     if not found:
@@ -96,7 +109,15 @@ def classify(statement: str) -> Statement:
         return found[0]
     effects = {one.effect for one in found}
     effect = Effect.WRITES if Effect.WRITES in effects else Effect.READS
-    return Statement(effect, unclear=not effects <= {Effect.READS, Effect.WRITES})
+    first = _WORD.match(bare.lstrip("( ;\n\t\r").lower())
+    return Statement(
+        effect,
+        unclear=not effects <= {Effect.READS, Effect.WRITES},
+        begins_bare=first is not None and first[0] in _NEVER,
+    )
+
+
+_remembered: Final = functools.lru_cache(maxsize=2048)(_classify)
 
 
 def _classify_one(part: str) -> Statement:
@@ -121,7 +142,11 @@ def _classify_one(part: str) -> Statement:
 
 
 def _query_writes(low: str) -> bool:
-    return _WRITING_QUERY.search(_LOCKING.sub(" ", low)) is not None
+    low = _LOCKING.sub(" ", low)
+    if _WRITING_QUERY.search(low) is not None:
+        return True
+    update = _UPDATE.search(low)
+    return update is not None and _SET.search(low, update.end()) is not None
 
 
 def _savepoint_effect(verb: str) -> Effect:

@@ -14,11 +14,10 @@ import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.destination import ledger
-from pgaudit_ctx.destination.schema import Connection, attach_ahead, check_schema
+from pgaudit_ctx.destination.schema import attach_ahead, check_schema
 from pgaudit_ctx.destination.sink import Sink
-from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
+from pgaudit_ctx.preflight import WorkerOptions, begin_capture
 from pgaudit_ctx.source import catalog
-from pgaudit_ctx.source.setup import check_source
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_start
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
@@ -28,34 +27,12 @@ from pgaudit_ctx.wal.table import TableFacts
 
 log = logging.getLogger(__name__)
 
-_OWN_TRAIL: Final = (
-    "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
-)
-
 MAX_BATCH_BYTES: Final = 8 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
 _WRITE_AT_ONCE: Final = 64 * 2**10
 _IDLE_SECONDS: Final = 10.0
 _CATCH_UP_SECONDS: Final = 0.05
 _UPKEEP_SECONDS: Final = 3600.0
-
-
-class WorkerOptions(NamedTuple):
-    """Where a worker reads from and writes to.
-
-    Attributes:
-        source: The source's URL.
-        destination: The destination's URL; may be the same database.
-        slot: The replication slot.
-        publication: The publication.
-        name: What the source is called in the trail; its database name by default.
-    """
-
-    source: str
-    destination: str
-    slot: str = "pgaudit_ctx"
-    publication: str = "pgaudit_ctx"
-    name: str | None = None
 
 
 class Progress(NamedTuple):
@@ -65,121 +42,6 @@ class Progress(NamedTuple):
     bytes: int
     transactions: int
     end_lsn: int
-
-
-def begin_capture(
-    source: Connection, destination: Connection, options: WorkerOptions
-) -> ledger.Checkpoint:
-    """Check both ends, open the trail where it is new, and write down what is covered.
-
-    Safe to repeat: ``setup`` calls it when both ends are there, and every worker at its start.
-
-    Args:
-        source: An ordinary connection to the audited database.
-        destination: To the trail.
-        options: The names that are used.
-
-    Returns:
-        The checkpoint to go on from.
-
-    Raises:
-        SourceNotReady: If a setting, the publication or the slot is missing.
-        DestinationNotReady: If the schema is missing or of another version.
-        PositionMismatch: If slot and checkpoint do not belong together.
-    """
-    check_source(source, options.slot)
-    check_schema(destination)
-    name = options.name or source.info.dbname
-    checkpoint = ledger.read_checkpoint(destination, name)
-    slot = catalog.read_slot(source, options.slot)
-    if slot is None:
-        raise slot_missing(options.slot, name, checkpoint)
-    if slot.wal_status == "lost":
-        raise SlotMissing(
-            f"the server has invalidated the slot {options.slot!r} and discarded the log it kept "
-            f"(see max_slot_wal_keep_size): {_OWN_TRAIL}"
-        )
-    if not catalog.publication_exists(source, options.publication):
-        raise SourceNotReady(
-            f"the source has no publication {options.publication!r}. Remedy: run pgaudit-ctx setup"
-        )
-    identity = catalog.read_identity(source)
-    position = catalog.read_position(source)
-    if checkpoint is None:
-        # The slot came after the publication, so what is published now was published then.
-        position = position._replace(lsn=slot.confirmed_flush)
-        checkpoint = ledger.Checkpoint(
-            options.slot, 1, 0, slot.confirmed_flush, *_columns(identity)
-        )
-        ledger.open_trail(destination, name, checkpoint, position.time)
-    else:
-        _refuse_mismatch(checkpoint, slot, identity, name, options)
-    ledger.record_coverage(
-        destination,
-        name,
-        checkpoint.epoch,
-        *position,
-        options.publication,
-        [
-            ledger.CoveredTable(t.schema, t.name, t.oid, t.key_columns, t.identity)
-            for t in catalog.read_tables(source, options.publication)
-            if t.published and not t.partition
-        ],
-    )
-    return checkpoint
-
-
-def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> SlotMissing:
-    """Explain a slot that is not there: never was, or is lost together with the log it kept."""
-    if checkpoint is None:
-        return SlotMissing(
-            f"the source has no replication slot {slot!r}. Remedy: run pgaudit-ctx setup"
-        )
-    return SlotMissing(
-        f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot {slot!r} "
-        f"that kept the log from there on is gone: a new one would leave a hole. {_OWN_TRAIL}"
-    )
-
-
-def _columns(identity: catalog.Identity) -> tuple[int, int, int]:
-    return identity.system_identifier, identity.timeline, identity.database_oid
-
-
-def _refuse_mismatch(
-    checkpoint: ledger.Checkpoint,
-    slot: catalog.SlotState,
-    identity: catalog.Identity,
-    name: str,
-    options: WorkerOptions,
-) -> None:
-    if (checkpoint.system_identifier, checkpoint.database_oid) != (
-        identity.system_identifier,
-        identity.database_oid,
-    ):
-        raise PositionMismatch(
-            f"the trail of the source {name!r} belongs to another database (system identifier "
-            f"{checkpoint.system_identifier}, oid {checkpoint.database_oid}; this one has "
-            f"{identity.system_identifier}, {identity.database_oid}). Remedy: check the source's "
-            "URL, or give this database a name of its own with --name"
-        )
-    if checkpoint.slot != options.slot:
-        raise PositionMismatch(
-            f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
-            f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
-        )
-    if checkpoint.timeline != identity.timeline:
-        raise PositionMismatch(
-            f"the source {name!r} is on timeline {identity.timeline}, the trail on "
-            f"{checkpoint.timeline}: a standby was promoted. What this version cannot do is prove "
-            "that nothing was lost in between, so it does not go on"
-        )
-    if slot.confirmed_flush > checkpoint.end_lsn:
-        raise PositionMismatch(
-            f"the slot {options.slot!r} has moved to {format_lsn(slot.confirmed_flush)}, but the "
-            f"trail holds everything only up to {format_lsn(checkpoint.end_lsn)}: what lies "
-            "between was never stored. Was the slot recreated or advanced, or the destination "
-            f"restored from a backup? Going on would leave a hole. {_OWN_TRAIL}"
-        )
 
 
 class Worker:
@@ -198,11 +60,13 @@ class Worker:
             self._destination = opened.enter_context(
                 closing(connect(options.destination, "destination"))
             )
+            self.name = options.name or self._source.info.dbname
             try:
+                check_schema(self._destination)
+                self._keys = ledger.open_keys(self._destination, self.name)
                 self._checkpoint = begin_capture(self._source, self._destination, options)
             except psycopg.Error as error:
                 raise refusal(error, "prepare the capture") from None
-            self.name = options.name or self._source.info.dbname
             self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
             self._stitcher = Stitcher(self._describe)
             self._stream = opened.enter_context(
@@ -210,6 +74,7 @@ class Worker:
             )
             # All is well: close() ends them from here on.
             self._opened = opened.pop_all()
+        self._probe = catalog.read_position(self._source)
         self._stopping = False
         self._target: int | None = None
         self._stored_lsn = self._checkpoint.end_lsn
@@ -262,7 +127,8 @@ class Worker:
 
     def _run(self, until_caught_up: bool, on_batch: Callable[[Progress], None]) -> None:  # noqa: FBT001 - private
         if until_caught_up:
-            self._target = last_record_end(catalog.read_position(self._source).lsn)
+            self._probe = catalog.read_position(self._source)
+            self._target = last_record_end(self._probe.lsn)
         self._stream.start(self._checkpoint.end_lsn)
         log.info(
             "capturing %s from %s into epoch %d",
@@ -280,7 +146,22 @@ class Worker:
         return self._stopping or caught_up
 
     def _describe(self, relation: Relation) -> TableFacts | None:
-        return catalog.read_facts(self._source, relation)
+        """Look a relation up, with the key as it was when what comes now was written.
+
+        The catalog is of today, and the table may have been dropped or its key changed since. The
+        key at the checkpoint is known, and after a second Relation message it is today's. Where
+        both are possible the key is left out: never a wrong one.
+        """
+        facts = catalog.read_facts(self._source, relation)
+        names = {column.name for column in relation.columns}
+        oid = relation.oid if facts is None else facts.oid
+        known = self._keys.pop(oid, None) if facts is not None else self._keys.get(oid)
+        candidates = {key for key in (known, facts and facts.key_columns) if key is not None}
+        possible = [key for key in candidates if set(key) <= names]
+        key = possible[0] if len(possible) == 1 else ()
+        if facts is None:
+            return TableFacts(relation.oid, relation.schema, relation.name, key, {})
+        return facts._replace(key_columns=key)
 
     def _drain(self, on_batch: Callable[[Progress], None]) -> None:
         """Take everything that has arrived, and store it in as few commits as its size allows."""
@@ -290,6 +171,8 @@ class Worker:
         ready: list[CapturedChange] = []
         waiting = 0
         while (data := read()) is not None or self._inside:
+            if self._stopping and self._inside:
+                return  # the batch is dropped, and will be captured again
             if data is None:
                 self._stream.wait(_IDLE_SECONDS)
                 continue
@@ -354,8 +237,12 @@ class Worker:
             return
         reached_target = self._target is not None and heard >= self._target
         if reached_target or time.monotonic() - self._stored_at >= _IDLE_SECONDS:
-            self._sink.commit(end_lsn=heard, time=self._heard.sent_at)
+            # The source's clock is known for a position that was looked up before, not for this.
+            passed = heard >= last_record_end(self._probe.lsn)
+            self._sink.commit(end_lsn=heard, time=self._probe.microseconds if passed else None)
             self._acknowledge(heard)
+            if passed:
+                self._probe = catalog.read_position(self._source)
 
     def _acknowledge(self, lsn: int) -> None:
         self._stored_lsn = lsn

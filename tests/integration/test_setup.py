@@ -8,7 +8,7 @@ from pgaudit_ctx.cli.app import app
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import SourceNotReady
 from pgaudit_ctx.source import setup as source_setup
-from pgaudit_ctx.source.catalog import SourceTable, read_tables
+from pgaudit_ctx.source.catalog import Publication, SourceTable, read_tables
 from pgaudit_ctx.source.setup import SourcePlan, SourceState, Step, plan
 from support.database import Capture, Database, create_database
 from support.server import Server, server_of_its_own
@@ -36,17 +36,16 @@ def table(oid: int, name: str, **fields) -> SourceTable:
 
 
 def planned(*tables: SourceTable, version: int = 15_00_00, **state) -> SourcePlan:
-    found = SourceState(
-        version, tables, state.get("has_publication", False), state.get("has_slot", False)
-    )
+    publication = Publication([], via_root=True, filtered=[]) if state.get("publication") else None
+    found = SourceState(version, tables, publication, state.get("has_slot", False))
     return plan(found, "slot", "pub", state.get("without", ()))
 
 
 def statements(made: SourcePlan) -> list[str]:
-    return [step.statement for step in made.steps]
+    return [statement for step in made.steps for statement in step.statements]
 
 
-def run_setup(database: Database, slot: str = "") -> tuple[SourcePlan, list[Step]]:
+def run_setup(database: Database, slot: str = "") -> tuple[SourcePlan, list[tuple[Step, str]]]:
     with connect(database.url, "source") as connection:
         return source_setup.run(connection, slot or f"test_{database.name}", "pgaudit_ctx")
 
@@ -80,17 +79,22 @@ def test_the_plan_publishes_stored_generated_columns_where_the_server_can() -> N
 
 def test_the_plan_is_empty_when_everything_is_done() -> None:
     done = table(1, "a", identity="f", published=True)
-    assert statements(planned(done, has_publication=True, has_slot=True)) == []
+    assert statements(planned(done, publication=True, has_slot=True)) == []
 
 
 def test_the_plan_adds_a_table_that_is_new() -> None:
     made = planned(
         table(1, "a", identity="f", published=True),
         table(2, "b", identity="f"),
-        has_publication=True,
+        publication=True,
         has_slot=True,
     )
-    assert statements(made) == ['ALTER PUBLICATION "pub" ADD TABLE "public"."b"']
+    assert statements(made) == [
+        'LOCK TABLE "public"."b" IN SHARE ROW EXCLUSIVE MODE',
+        'ALTER PUBLICATION "pub" ADD TABLE "public"."b"',
+    ]
+    (step,) = made.steps
+    assert step.script.startswith("BEGIN; LOCK TABLE")
 
 
 def test_the_plan_prepares_each_partition_but_publishes_the_root() -> None:
@@ -169,7 +173,7 @@ def test_a_table_that_another_session_holds_is_not_published_but_named(
         other.execute("LOCK TABLE dose IN ACCESS SHARE MODE")
         other.execute("LOCK TABLE patient IN ROW EXCLUSIVE MODE")
         made, failed = run_setup(source)
-        assert [step.table.name for step in failed] == ["dose", "patient"]
+        assert [step.table.name for step, _ in failed] == ["dose", "patient"]
         assert published(source) == ["sample"]
         assert [found.name for found in made.captured] == ["sample"]
     made, failed = run_setup(source)
@@ -188,7 +192,7 @@ def test_a_partition_that_is_held_keeps_its_whole_table_back(
     with empty_database.connect() as other, other.transaction():
         other.execute("LOCK TABLE ONLY t_1 IN ROW EXCLUSIVE MODE")
         _, failed = run_setup(empty_database)
-        assert [step.table.name for step in failed] == ["t_1"]
+        assert [step.table.name for step, _ in failed] == ["t_1"]
         assert published(empty_database) == []
 
 

@@ -13,9 +13,10 @@ from sqlalchemy.pool import NullPool
 
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
+from pgaudit_ctx.preflight import WorkerOptions, begin_capture
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.urls import sqlalchemy_url
-from pgaudit_ctx.worker import Progress, Worker, WorkerOptions, begin_capture
+from pgaudit_ctx.worker import Progress, Worker
 from support.server import Server
 
 _numbers = itertools.count(1)

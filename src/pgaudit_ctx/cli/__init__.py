@@ -1,5 +1,6 @@
 """The command line."""
 
+import io
 import sys
 
 from pgaudit_ctx.errors import AuditError, MissingExtra
@@ -11,12 +12,17 @@ def main() -> None:
     Raises:
         SystemExit: 0 if all is fine, 1 for a finding, 2 for wrong usage, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
     try:
         try:
             # The library alone is installed without Typer and Rich, so this may fail.
             from pgaudit_ctx.cli.app import app
         except ImportError as error:
-            raise MissingExtra("worker", "The command line", error.name or "typer") from None
+            # psycopg itself is there; what it lacks without its "binary" part has no name.
+            missing = error.name or "psycopg[binary]"
+            raise MissingExtra("worker", "The command line", missing) from None
         app()
     except AuditError as error:
         sys.stderr.write(f"pgaudit-ctx: {error}\n")

@@ -17,11 +17,12 @@ from pgaudit_ctx.cli.render import print_changes, print_versions
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
 from pgaudit_ctx.embedded import EmbeddedPostgres
+from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.reading.query import select_log
 from pgaudit_ctx.reading.reader import AuditReader
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.urls import sqlalchemy_url
-from pgaudit_ctx.worker import Worker, WorkerOptions
+from pgaudit_ctx.worker import Worker
 
 
 def demo(
@@ -33,7 +34,8 @@ def demo(
 ) -> None:
     """Show the whole path on a PostgreSQL server of its own: no database, no Docker needed."""
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     out.print("[dim]starting PostgreSQL in a temporary directory …[/dim]")
     server = EmbeddedPostgres()
     try:
@@ -48,6 +50,8 @@ def demo(
         raise
     finally:
         if not keep:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             server.stop()
             server.remove()
 

@@ -46,7 +46,9 @@ def log(
     without_context: Annotated[
         bool, typer.Option("--without-context", help="Only what nobody explained.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="The newest so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, max=2**31, help="The newest so many.")
+    ] = 50,
     user_key: options.UserKey = "user",
     reason_key: options.ReasonKey = "reason",
     json: options.AsJson = False,
@@ -113,7 +115,7 @@ def history(
     else:
         print_versions(out, versions, user_key, reason_key)
     for gap in versions.gaps:
-        err.print(f"[red]gap[/red] {gap.from_time} to {gap.to_time}: {gap.cause}")
+        err.print(f"[red]gap[/red] {gap.from_time} to {gap.to_time or 'now'}: {gap.cause}")
     if not json:
         complete = versions.complete_up_to
         out.print(f"[dim]complete up to {complete.time:%Y-%m-%d %H:%M:%S%z} ({complete.lsn})[/dim]")

@@ -37,7 +37,8 @@ def change_lines(row: Any, user_key: str, reason_key: str, number: int | None = 
     text.append(f"{row.operation:<9}", _STYLES[row.operation])
     key = f" {'/'.join(row.primary_key)}" if row.primary_key else ""
     lead = f"#{number} " if number is not None else ""
-    text.append(f"{lead}{row.table_name}{key}", "bold")
+    schema = "" if row.schema_name == "public" else f"{row.schema_name}."
+    text.append(f"{lead}{schema}{row.table_name}{key}", "bold")
     text.append("  ")
     text.append_text(_who_and_why(row.context, user_key, reason_key))
     for line in _what(row):
@@ -107,8 +108,7 @@ def json_line(row: Any, **more: object) -> str:
             "commit_lsn": str(row.commit_lsn),
             "ordinal": row.ordinal,
             **more,
-        },
-        ensure_ascii=False,
+        }
     )
 
 

@@ -10,10 +10,10 @@ from pgaudit_ctx.cli import options
 from pgaudit_ctx.cli.options import err, needed, out
 from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.destination import ledger, schema
+from pgaudit_ctx.preflight import WorkerOptions, begin_capture, slot_missing
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.catalog import read_slot, read_tables
 from pgaudit_ctx.wal.lsn import format_lsn
-from pgaudit_ctx.worker import WorkerOptions, begin_capture, slot_missing
 
 
 class Side(enum.StrEnum):
@@ -42,8 +42,12 @@ def setup(
         Side | None, typer.Option("--only", help="Prepare one end; by default both.")
     ] = None,
     partition: Annotated[
-        Unit, typer.Option("--partition", help="How long a time one partition of changes covers.")
-    ] = Unit.QUARTER,
+        Unit | None,
+        typer.Option(
+            "--partition",
+            help="How long a time one partition of changes covers.  [default: quarter]",
+        ),
+    ] = None,
     print_sql: Annotated[
         bool, typer.Option("--print-sql", help="Print every statement and run none.")
     ] = False,
@@ -80,15 +84,20 @@ def _run(
     source: schema.Connection | None,
     destination: schema.Connection | None,
     chosen: WorkerOptions,
-    unit: Unit,
+    unit: Unit | None,
 ) -> bool:
     complete = True
     if destination is not None:
-        applied = schema.migrate(destination, unit.value)
+        applied = schema.migrate(destination, (unit or Unit.QUARTER).value)
         out.print(
             "[bold]destination[/bold]  "
             + (f"schema pgaudit_ctx: {', '.join(applied)}" if applied else "schema is up to date")
         )
+        if unit is not None and schema.partition_unit(destination) != unit.value:
+            err.print(
+                f"[yellow]note[/yellow]         the trail is partitioned by "
+                f"{schema.partition_unit(destination)}; --partition counts only for a new one"
+            )
     if source is not None:
         complete = _prepare_source(source, destination, chosen)
     if destination is not None:
@@ -133,11 +142,11 @@ def _prepare_source(
         err.print(f"[yellow]not captured[/yellow] {table}: {reason}")
     for table, note in plan.notes:
         err.print(f"[yellow]note[/yellow]         {table}: {note}")
-    for step in failed:
+    for step, reason in failed:
         assert step.table is not None  # noqa: S101 - only the steps of a table can fail
         err.print(
-            f"[red]not captured[/red] {step.table.qualified}: another session holds it locked. Run "
-            f"setup again, or as its owner: {step.statement};"
+            f"[red]not captured[/red] {step.table.qualified}: {reason}. Run setup again, or as its "
+            f"owner: {step.script}"
         )
     return not failed
 
@@ -166,7 +175,7 @@ def _print_sql(
         state = source_setup.read_state(source, chosen.slot, chosen.publication)
         typer.echo("-- source")
         for step in source_setup.plan(state, chosen.slot, chosen.publication).steps:
-            typer.echo(f"{step.statement};")
+            typer.echo(step.script)
     if unit is not None:
         typer.echo("-- destination")
         typer.echo(schema.script(unit.value, done))

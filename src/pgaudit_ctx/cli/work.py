@@ -9,8 +9,9 @@ import typer
 from pgaudit_ctx.cli import options
 from pgaudit_ctx.cli.metrics import serve_metrics
 from pgaudit_ctx.cli.options import err, needed
+from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.wal.lsn import format_lsn
-from pgaudit_ctx.worker import Progress, Worker, WorkerOptions
+from pgaudit_ctx.worker import Progress, Worker
 
 
 def worker(
@@ -31,6 +32,8 @@ def worker(
         int | None,
         typer.Option(
             "--metrics-port",
+            min=1,
+            max=65535,
             envvar="PGAUDIT_CTX_METRICS_PORT",
             help="Serve Prometheus metrics on this port.",
         ),
@@ -44,7 +47,9 @@ def worker(
     running = Worker(chosen)
     on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # A second one ends it at once, for a destination that does not answer.
+        signal.signal(number, signal.default_int_handler)
         running.stop()
 
     handled = (signal.SIGTERM, signal.SIGINT)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from pgaudit_ctx.destination.schema import Connection
+from pgaudit_ctx.errors import PositionMismatch
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 
@@ -50,8 +51,32 @@ def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
     return Checkpoint(slot, epoch, parse_lsn(commit_lsn), parse_lsn(end_lsn), *identity)
 
 
+def other_name(
+    connection: Connection, source: str, slot: str, system_identifier: int, database_oid: int
+) -> str | None:
+    """Say under which other name this very database is captured through this slot already."""
+    row = connection.execute(
+        "SELECT source FROM pgaudit_ctx.checkpoints WHERE source <> %s AND slot = %s"
+        " AND system_identifier = %s AND database_oid = %s",
+        [source, slot, system_identifier, database_oid],
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def open_keys(connection: Connection, source: str) -> dict[int, tuple[str, ...]]:
+    """Give the key columns of each table as they were when its coverage was last written down."""
+    return {
+        oid: tuple(key_columns)
+        for oid, key_columns in connection.execute(
+            "SELECT relation_oid, key_columns FROM pgaudit_ctx.coverage"
+            " WHERE source = %s AND to_lsn IS NULL",
+            [source],
+        )
+    }
+
+
 def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.datetime) -> None:
-    """Begin the first epoch of a source, with the checkpoint it begins at.
+    """Begin the first epoch of a source, unless somebody else just did.
 
     Args:
         connection: To the destination, inside a transaction of the caller's or in autocommit mode.
@@ -63,7 +88,7 @@ def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.
         connection.execute(
             "INSERT INTO pgaudit_ctx.epochs"
             " (source, epoch, system_identifier, timeline, from_lsn, cause, clean)"
-            " VALUES (%s, %s, %s, %s, %s, 'first capture', true)",
+            " VALUES (%s, %s, %s, %s, %s, 'first capture', true) ON CONFLICT DO NOTHING",
             [
                 source,
                 first.epoch,
@@ -75,7 +100,7 @@ def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.
         connection.execute(
             "INSERT INTO pgaudit_ctx.checkpoints (source, slot, epoch, commit_lsn, end_lsn,"
             " complete_at, system_identifier, timeline, database_oid)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [
                 source,
                 first.slot,
@@ -93,9 +118,10 @@ def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.
 def advance_checkpoint(
     connection: Connection,
     source: str,
+    epoch: int,
     *,
     end_lsn: int,
-    time: int,
+    time: int | None,
     commit_lsn: int | None = None,
 ) -> None:
     """Move a source's checkpoint forward, in the caller's transaction.
@@ -103,22 +129,34 @@ def advance_checkpoint(
     Args:
         connection: To the destination.
         source: The source's name.
+        epoch: The epoch that is being captured.
         end_lsn: What may be acknowledged once this is committed.
-        time: The source's clock there, in microseconds since 2000-01-01 UTC.
+        time: The source's clock there, in microseconds since 2000-01-01 UTC; ``None`` if unknown.
         commit_lsn: The last stored transaction, if there is a new one.
+
+    Raises:
+        PositionMismatch: If there is no such checkpoint, or it is further already.
     """
-    connection.execute(
+    moved = connection.execute(
         "UPDATE pgaudit_ctx.checkpoints SET commit_lsn = coalesce(%s::pg_lsn, commit_lsn),"
         " end_lsn = %s, complete_at = greatest(complete_at,"
         " timestamptz '2000-01-01 00:00:00+00' + %s * interval '1 microsecond'),"
-        " updated_at = clock_timestamp() WHERE source = %s",
+        " updated_at = clock_timestamp() WHERE source = %s AND epoch = %s AND end_lsn <= %s",
         [
             None if commit_lsn is None else format_lsn(commit_lsn),
             format_lsn(end_lsn),
             time,
             source,
+            epoch,
+            format_lsn(end_lsn),
         ],
     )
+    if moved.rowcount != 1:
+        raise PositionMismatch(
+            f"the checkpoint of {source!r} in the destination is gone, or further than "
+            f"{format_lsn(end_lsn)}: somebody else has changed it, so nothing is stored or "
+            "acknowledged. Remedy: see that one worker runs for this source, and start it again"
+        )
 
 
 def record_coverage(

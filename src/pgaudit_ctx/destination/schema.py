@@ -96,6 +96,12 @@ def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
             f"the destination runs PostgreSQL {version // 10000}, and 14 is the oldest that can "
             "hold the trail. Remedy: choose a newer server with --destination"
         )
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise DestinationNotReady(
+            f"the destination's encoding is {encoding}, which cannot hold every value of the "
+            "source. Remedy: create it with ENCODING 'UTF8' TEMPLATE template0"
+        )
     applied = []
     try:
         with connection.transaction():
@@ -142,12 +148,18 @@ def check_schema(connection: Connection) -> None:
 
 def attach_ahead(connection: Connection) -> None:
     """Attach the partitions of now and of the time after, each in its own transaction."""
-    row = connection.execute("SELECT unit FROM pgaudit_ctx.partitioning").fetchone()
-    assert row is not None  # noqa: S101 - migrate() inserts it together with the table
     connection.execute("SELECT pgaudit_ctx.ensure_partition(now())")
     connection.execute(
-        "SELECT pgaudit_ctx.ensure_partition(now() + %s::interval)", [_ahead(row[0])]
+        "SELECT pgaudit_ctx.ensure_partition(now() + %s::interval)",
+        [_ahead(partition_unit(connection))],
     )
+
+
+def partition_unit(connection: Connection) -> str:
+    """Say how long a time one partition covers."""
+    row = connection.execute("SELECT unit FROM pgaudit_ctx.partitioning").fetchone()
+    assert row is not None  # noqa: S101 - migrate() inserts it together with the table
+    return str(row[0])
 
 
 def _ahead(unit: str) -> str:

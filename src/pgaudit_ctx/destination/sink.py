@@ -38,6 +38,7 @@ class Sink:
     def __init__(self, connection: Connection, source: str, epoch: int) -> None:
         self._connection = connection
         self._source = source
+        self._epoch = epoch
         self._encoder = RowEncoder(source, epoch)
         self._cursor = connection.cursor()
         self._open = ExitStack()
@@ -72,12 +73,12 @@ class Sink:
         if len(self._buffer) >= _CHUNK:
             self._send()
 
-    def commit(self, *, end_lsn: int, time: int, commit_lsn: int | None = None) -> None:
+    def commit(self, *, end_lsn: int, time: int | None, commit_lsn: int | None = None) -> None:
         """Store everything written so far, and the checkpoint, in one transaction.
 
         Args:
             end_lsn: What may be acknowledged when this returns.
-            time: The source's clock there, in microseconds since 2000-01-01 UTC.
+            time: The source's clock there, in microseconds since 2000-01-01 UTC, if it is known.
             commit_lsn: Of the last transaction that is stored; ``None`` if there is no new one.
 
         Raises:
@@ -91,7 +92,12 @@ class Sink:
                 copied.write(TRAILER)
                 self._open.close()
             advance_checkpoint(
-                self._connection, self._source, end_lsn=end_lsn, time=time, commit_lsn=commit_lsn
+                self._connection,
+                self._source,
+                self._epoch,
+                end_lsn=end_lsn,
+                time=time,
+                commit_lsn=commit_lsn,
             )
             if copied is not None:
                 self._connection.execute("COMMIT")

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar, Unpack, overload
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgaudit_ctx.errors import NotConfigured
+from pgaudit_ctx.errors import MissingExtra, NotConfigured
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.reader import AuditReader
 from pgaudit_ctx.reading.version import Version
@@ -43,9 +43,16 @@ def configure(
         UsageError: If the destination is none of these.
     """
     global _configured  # noqa: PLW0603 - the one setting of the process, as logging has its own
-    engine = (
-        create_engine(sqlalchemy_url(destination)) if isinstance(destination, str) else destination
-    )
+    try:
+        engine = (
+            create_engine(sqlalchemy_url(destination))
+            if isinstance(destination, str)
+            else destination
+        )
+    except ImportError as error:
+        raise MissingExtra(
+            "worker", "Reading from a URL", error.name or "psycopg[binary]"
+        ) from None
     _configured = AuditReader(
         engine, source=source, schema=schema, user_key=user_key, reason_key=reason_key
     )

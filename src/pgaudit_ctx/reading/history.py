@@ -89,10 +89,11 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
     position = (0, 0) if found is None else (found.epoch, parse_lsn(found.commit_lsn))
     for gap in trail.gaps:
         if gap.from_time <= when and (gap.epoch, parse_lsn(gap.from_lsn)) >= position:
+            until = "" if gap.to_time is None else f" until {gap.to_time:%Y-%m-%d %H:%M:%S%z}"
             raise HistoryUnknown(
-                f"changes between {gap.from_time:%Y-%m-%d %H:%M:%S%z} and "
-                f"{gap.to_time:%Y-%m-%d %H:%M:%S%z} were lost ({gap.cause}), so what "
-                f"{_record(trail)} was afterwards is unknown until its next change"
+                f"from {gap.from_time:%Y-%m-%d %H:%M:%S%z}{until} changes are missing "
+                f"({gap.cause}), so what {_record(trail)} was afterwards is unknown until its next "
+                "change"
             )
     if found is not None:
         return found if found.exists else None
@@ -154,6 +155,8 @@ def choose(trail: Trail[M], filters: HistoryFilters) -> History[M]:
     if limit is not None and limit < 0:
         raise UsageError(f"limit={limit}: it says how many versions to give, so 0 or more")
     fields = filters.get("fields")
+    if isinstance(fields, str):
+        raise UsageError(f"fields={fields!r}: it takes a list of attributes, as in [{fields!r}]")
     wanted = None if fields is None else trail.shape.known(fields)
     all_of_them = filters.get("include_unchanged", False)
     versions = [

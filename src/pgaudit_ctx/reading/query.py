@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import InstrumentedAttribute
 
 from pgaudit_ctx.change import Operation
-from pgaudit_ctx.errors import NaiveDatetime
+from pgaudit_ctx.errors import NaiveDatetime, UsageError
 from pgaudit_ctx.reading.trail import Change, checkpoints, coverage, gaps
 
 _changes = Change.__table__.c
@@ -30,7 +30,11 @@ def select_coverage(schema: str, table: str) -> Select[Any]:
         select(
             coverage.c.source,
             coverage.c.key_columns,
+            coverage.c.epoch,
+            coverage.c.from_lsn,
             coverage.c.from_time,
+            coverage.c.to_lsn,
+            coverage.c.to_time,
             checkpoints.c.end_lsn,
             checkpoints.c.complete_at,
         )
@@ -131,7 +135,12 @@ def aware(moment: dt.datetime, name: str) -> dt.datetime:
 
     Raises:
         NaiveDatetime: Naming the argument.
+        UsageError: If it is no datetime at all.
     """
+    if not isinstance(moment, dt.datetime):
+        raise UsageError(
+            f"{name} must be a datetime with a time zone, not a {type(moment).__name__}"
+        )
     if moment.tzinfo is None or moment.utcoffset() is None:
         raise NaiveDatetime(
             f"{name} has no time zone, so it is no moment: pass datetime.now(timezone.utc), or "

@@ -20,7 +20,7 @@ from pgaudit_ctx.errors import (
 from pgaudit_ctx.reading import query
 from pgaudit_ctx.reading.history import History, HistoryFilters, choose, version_at
 from pgaudit_ctx.reading.shape import shape_of
-from pgaudit_ctx.reading.version import CompleteUpTo, Gap, Trail, Version, build_trail
+from pgaudit_ctx.reading.version import CompleteUpTo, Gap, Trail, Version, build_trail, holes
 
 R = TypeVar("R")
 D = TypeVar("D")
@@ -83,7 +83,8 @@ class Verbs(Generic[D]):
             wanted,
             first.from_time,
             CompleteUpTo(str(last.end_lsn), last.complete_at),
-            [
+            holes(chosen)
+            + [
                 Gap(
                     gap.epoch,
                     str(gap.from_lsn),

@@ -86,6 +86,7 @@ coverage = Table(
     Column("table_name", Text),
     Column("relation_oid", OID),
     Column("from_lsn", PgLsn),
+    Column("to_lsn", PgLsn),
     Column("from_time", DateTime(timezone=True)),
     Column("to_time", DateTime(timezone=True)),
     Column("key_columns", ARRAY(Text)),

@@ -50,9 +50,11 @@ def converter(type_: TypeEngine[Any]) -> Convert:
         value = unmark(stored)
         if value is UNAVAILABLE or (isinstance(value, dict) and MARKER in value):
             return value
-        if value is not None:
-            value = from_text(value)
-        return value if process is None else process(value)
+        try:
+            converted = value if value is None else from_text(value)
+            return converted if process is None else process(converted)
+        except (ValueError, LookupError, ArithmeticError, TypeError):
+            return value  # of a type the column no longer has
 
     return convert
 
@@ -191,8 +193,9 @@ def _parse_array(text: str, pos: int, convert: Convert) -> tuple[list[Any], int]
             pos = end
 
 
+_TRUTH: Final = {"t": True, "true": True, "f": False, "false": False}
 _FROM_TEXT: Final[tuple[tuple[Any, Convert], ...]] = (
-    (sqltypes.Boolean, lambda value: value == "t" if isinstance(value, str) else value),
+    (sqltypes.Boolean, lambda value: _TRUTH.get(value, value)),
     (sqltypes.Integer, _or_text(int)),
     (sqltypes.Float, _or_text(float)),
     (sqltypes.Numeric, _number),

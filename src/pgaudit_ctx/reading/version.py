@@ -32,15 +32,53 @@ class CompleteUpTo(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A range of the log that was lost."""
+    """A range of the log that was lost, or in which the table was not captured.
+
+    ``to_epoch``, ``to_lsn`` and ``to_time`` are ``None`` while it is not captured.
+    """
 
     epoch: int
     from_lsn: str
-    to_epoch: int
-    to_lsn: str
+    to_epoch: int | None
+    to_lsn: str | None
     from_time: dt.datetime
-    to_time: dt.datetime
+    to_time: dt.datetime | None
     cause: str
+
+
+def holes(intervals: Sequence[Any]) -> list[Gap]:
+    """Give the holes between the intervals in which one table was captured.
+
+    Args:
+        intervals: Rows of ``coverage`` of one table of one source, in order.
+
+    Returns:
+        A gap for each hole; the last one is open if the table is not captured any more.
+    """
+    found = []
+    following = [*intervals[1:], None]
+    for interval, after in zip(intervals, following, strict=True):
+        if interval.to_lsn is None:
+            continue
+        if after is None:
+            end: tuple[int | None, str | None, dt.datetime | None] = (None, None, None)
+        elif (after.epoch, str(after.from_lsn)) == (interval.epoch, str(interval.to_lsn)):
+            continue
+        else:
+            end = (after.epoch, str(after.from_lsn), after.from_time)
+        to_epoch, to_lsn, to_time = end
+        found.append(
+            Gap(
+                interval.epoch,
+                str(interval.to_lsn),
+                to_epoch,
+                to_lsn,
+                interval.to_time,
+                to_time,
+                "the table was not captured",
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)

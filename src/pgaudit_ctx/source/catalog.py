@@ -14,6 +14,8 @@ from pgaudit_ctx.wal.table import TableFacts
 Connection: TypeAlias = psycopg.Connection[Any]
 
 _FIRST_USER_OID: Final = 16384
+_POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_VERSION_WITH_FILTERS: Final = 15_00_00
 
 _KEY_COLUMNS: Final = """
     coalesce((
@@ -109,6 +111,17 @@ class SlotState(NamedTuple):
     wal_status: str | None
 
 
+class Publication(NamedTuple):
+    """What a publication leaves out: operations, and rows or columns of ``filtered`` tables.
+
+    ``via_root`` says that changes of partitions are sent under the partitioned table's name.
+    """
+
+    withheld: list[str]
+    via_root: bool
+    filtered: list[str]
+
+
 class Identity(NamedTuple):
     """Which database this is, and where its log stands."""
 
@@ -123,6 +136,11 @@ class Position(NamedTuple):
 
     lsn: int
     time: dt.datetime
+
+    @property
+    def microseconds(self) -> int:
+        """The time as the protocol counts: microseconds since 2000-01-01 UTC."""
+        return (self.time - _POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
 
 
 def read_facts(connection: Connection, relation: Relation) -> TableFacts | None:
@@ -161,12 +179,30 @@ def count_large_objects(connection: Connection) -> int:
     return 0 if row is None else int(row[0])
 
 
-def publication_exists(connection: Connection, publication: str) -> bool:
-    """Say whether there is a publication of that name."""
-    found = connection.execute(
-        "SELECT 1 FROM pg_publication WHERE pubname = %s", [publication]
+def read_publication(connection: Connection, publication: str) -> Publication | None:
+    """Look up a publication and what it leaves out; ``None`` if there is none of that name."""
+    row = connection.execute(
+        "SELECT array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END,"
+        " CASE WHEN NOT pubupdate THEN 'update' END, CASE WHEN NOT pubdelete THEN 'delete' END,"
+        " CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL), pubviaroot"
+        " FROM pg_publication WHERE pubname = %s",
+        [publication],
     ).fetchone()
-    return found is not None
+    if row is None:
+        return None
+    filtered: list[str] = []
+    if connection.info.server_version >= _VERSION_WITH_FILTERS:
+        filtered = [
+            name
+            for (name,) in connection.execute(
+                "SELECT r.prrelid::regclass::text FROM pg_publication_rel r"
+                " JOIN pg_publication p ON p.oid = r.prpubid"
+                " WHERE p.pubname = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)"
+                " ORDER BY 1",
+                [publication],
+            )
+        ]
+    return Publication(row[0], row[1], filtered)
 
 
 def read_identity(connection: Connection) -> Identity:

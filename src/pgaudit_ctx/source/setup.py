@@ -16,9 +16,10 @@ from pgaudit_ctx.connection import refusal
 from pgaudit_ctx.errors import SourceNotReady
 from pgaudit_ctx.source.catalog import (
     Connection,
+    Publication,
     SourceTable,
     count_large_objects,
-    publication_exists,
+    read_publication,
     read_slot,
     read_tables,
 )
@@ -30,11 +31,17 @@ _ATTEMPTS: Final = 5
 
 
 class Step(NamedTuple):
-    """One statement, and what it is for; ``table`` where it prepares a table for publishing."""
+    """What is executed in one transaction, and what for; ``table`` where it is about only one."""
 
-    statement: str
+    statements: tuple[str, ...]
     purpose: str
     table: SourceTable | None = None
+
+    @property
+    def script(self) -> str:
+        """The same for psql."""
+        lines = self.statements
+        return f"{'; '.join(lines if len(lines) == 1 else ('BEGIN', *lines, 'COMMIT'))};"
 
 
 class SourcePlan(NamedTuple):
@@ -51,7 +58,7 @@ class SourceState(NamedTuple):
 
     server_version: int
     tables: Sequence[SourceTable]
-    has_publication: bool
+    publication: Publication | None
     has_slot: bool
     large_objects: int = 0
 
@@ -95,6 +102,11 @@ def check_source(connection: Connection, slot: str) -> None:
             f"the role {user} may not replicate. Remedy, as a superuser: "
             f"ALTER ROLE {sql.Identifier(user).as_string(connection)} REPLICATION"
         )
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise SourceNotReady(
+            "the source's encoding is SQL_ASCII, so nobody knows what its text means. Remedy: dump "
+            "it and restore it into a database with ENCODING 'UTF8'"
+        )
     state = read_slot(connection, slot)
     if state is not None and (
         state.plugin != "pgoutput" or state.database != connection.info.dbname
@@ -110,7 +122,7 @@ def read_state(connection: Connection, slot: str, publication: str) -> SourceSta
     return SourceState(
         connection.info.server_version,
         read_tables(connection, publication),
-        publication_exists(connection, publication),
+        read_publication(connection, publication),
         read_slot(connection, slot) is not None,
         count_large_objects(connection),
     )
@@ -160,7 +172,7 @@ def plan(
         create_slot = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput')")
         steps.append(
             Step(
-                _text(create_slot.format(sql.Literal(slot))),
+                (_text(create_slot.format(sql.Literal(slot))),),
                 "the log is kept for us from here on (waits for transactions that are open now)",
             )
         )
@@ -178,7 +190,7 @@ def _identity_step(table: SourceTable) -> Step | None:
     else:
         identity, purpose = "FULL", f"old values of {table.qualified} reach the log"
     alter = sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(_name(table), sql.SQL(identity))
-    return Step(_text(alter), purpose, table)
+    return Step((_text(alter),), purpose, table)
 
 
 def _notes(table: SourceTable) -> list[str]:
@@ -202,24 +214,54 @@ def _notes(table: SourceTable) -> list[str]:
 
 def _publishing(state: SourceState, publication: str, missing: list[SourceTable]) -> list[Step]:
     name = sql.Identifier(publication)
-    tables = sql.SQL(", ").join([_name(table) for table in missing])
-    purpose = f"{len(missing)} {'table is' if len(missing) == 1 else 'tables are'} sent"
-    if state.has_publication:
-        if not missing:
-            return []
-        add = sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, tables)
-        return [Step(_text(add), f"{purpose} from here on")]
+    if state.publication is not None:
+        return [_adding(state, name, table) for table in missing]
     options = sql.SQL(
         "publish_via_partition_root = true, publish_generated_columns = stored"
         if state.server_version >= _VERSION_WITH_GENERATED
         else "publish_via_partition_root = true"
     )
+    tables = sql.SQL(", ").join([_name(table) for table in missing])
     create = (
         sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(name, tables, options)
         if missing
         else sql.SQL("CREATE PUBLICATION {} WITH ({})").format(name, options)
     )
-    return [Step(_text(create), purpose)]
+    sent = f"{len(missing)} {'table is' if len(missing) == 1 else 'tables are'} sent"
+    return [Step((_text(create),), sent)]
+
+
+def _adding(state: SourceState, publication: sql.Identifier, table: SourceTable) -> Step:
+    add = _text(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(publication, _name(table)))
+    # Where the slot exists already, what a transaction wrote before this is never sent, even if it
+    # commits after it. The lock waits for such transactions.
+    lock = _text(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(_name(table)))
+    statements = (lock, add) if state.has_slot else (add,)
+    return Step(statements, f"{table.qualified} is sent from here on", table)
+
+
+def refuse_filters(publication: Publication, name: str) -> None:
+    """Refuse a publication that would leave out changes without a sign.
+
+    Raises:
+        SourceNotReady: With the statement that mends it.
+    """
+    if publication.withheld:
+        raise SourceNotReady(
+            f"the publication {name!r} does not send {', '.join(publication.withheld)}. Remedy: "
+            f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')"
+        )
+    if not publication.via_root:
+        raise SourceNotReady(
+            f"the publication {name!r} sends partitions under their own names. Remedy: "
+            f"ALTER PUBLICATION {name} SET (publish_via_partition_root = true)"
+        )
+    if publication.filtered:
+        raise SourceNotReady(
+            f"the publication {name!r} leaves out rows or columns of "
+            f"{', '.join(publication.filtered)}. Remedy: ALTER PUBLICATION {name} DROP TABLE "
+            "these, then run pgaudit-ctx setup, which adds them whole"
+        )
 
 
 def _cannot_be_captured(table: SourceTable) -> str | None:
@@ -242,8 +284,8 @@ def run(
     slot: str,
     publication: str,
     report: Callable[[Step], None] = lambda _: None,
-) -> tuple[SourcePlan, list[Step]]:
-    """Plan and execute, each statement in a short transaction of its own.
+) -> tuple[SourcePlan, list[tuple[Step, str]]]:
+    """Plan and execute, each step in a short transaction of its own.
 
     A table that cannot be prepared is not published either: publishing a table without a replica
     identity would make the application's UPDATE fail.
@@ -255,44 +297,56 @@ def run(
         report: Called before each step.
 
     Returns:
-        The plan of what was done, and the steps that could not get their lock in time.
+        The plan of what was done, and the steps of tables that could not be done, with the reason.
 
     Raises:
-        DatabaseError: If the server refuses one for another reason.
+        DatabaseError: If the server refuses something that is not about one table.
+        SourceNotReady: If the publication that exists leaves something out.
     """
     state = read_state(connection, slot, publication)
-    failed = []
+    if state.publication is not None:
+        refuse_filters(state.publication, publication)
+    failed: list[tuple[Step, str]] = []
+    without: set[int] = set()
     for step in plan(state, slot, publication).steps:
-        if step.table is not None:
-            report(step)
-            if not _run_step(connection, step):
-                failed.append(step)
-    without = {step.table.root for step in failed if step.table is not None}
+        if step.table is None or step.table.root in without:
+            continue
+        report(step)
+        reason = _run_step(connection, step)
+        if reason is not None:
+            failed.append((step, reason))
+            without.add(step.table.root)
     done = plan(state, slot, publication, without)
     for step in done.steps:
         if step.table is None:
             report(step)
-            if not _run_step(connection, step):
+            reason = _run_step(connection, step)
+            if reason is not None:
                 raise SourceNotReady(
-                    f"another session holds a table locked that {step.statement!r} needs. "
-                    "Remedy: run setup again"
+                    f"cannot run {step.script!r}: {reason}. Remedy: run setup again"
                 )
     return done, failed
 
 
-def _run_step(connection: Connection, step: Step) -> bool:
+def _run_step(connection: Connection, step: Step) -> str | None:
+    """Execute one step; gives the reason if it is this table's own."""
     # Waiting for a lock makes everyone behind us wait too, so each wait is short.
     for _ in range(_ATTEMPTS):
         try:
             with connection.transaction():
                 connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-                connection.execute(sql.SQL(step.statement))
+                for statement in step.statements:
+                    connection.execute(sql.SQL(statement))
         except errors.LockNotAvailable:
             continue
+        except (errors.InsufficientPrivilege, errors.UndefinedTable) as error:
+            if step.table is not None:
+                return error.diag.message_primary or "the server refuses"
+            raise refusal(error, f"run {step.script!r} on the source") from None
         except psycopg.Error as error:
-            raise refusal(error, f"run {step.statement!r} on the source") from None
-        return True
-    return False
+            raise refusal(error, f"run {step.script!r} on the source") from None
+        return None
+    return "another session holds it locked"
 
 
 def _name(table: SourceTable) -> sql.Identifier:

@@ -57,6 +57,7 @@ CREATE FUNCTION pgaudit_ctx.ensure_partition(
 DECLARE
     unit text := (SELECT p.unit FROM pgaudit_ctx.partitioning p);
     partition text;
+    attached boolean;
 BEGIN
     lower_bound := date_trunc(unit, moment);
     upper_bound := lower_bound
@@ -65,17 +66,21 @@ BEGIN
         WHEN 'month' THEN to_char(lower_bound, 'YYYY"m"MM')
         WHEN 'quarter' THEN to_char(lower_bound, 'YYYY"q"Q')
         ELSE to_char(lower_bound, 'YYYY') END;
-    IF to_regclass(format('pgaudit_ctx.%I', partition)) IS NOT NULL THEN
-        RETURN;
-    END IF;
-    -- One at a time; whoever waited finds it there. Not by to_regclass again: it would answer from
-    -- a cache that is not refreshed by an advisory lock.
-    PERFORM pg_advisory_xact_lock(hashtext('pgaudit_ctx.ensure_partition'));
-    PERFORM FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    FOR turn IN 1..2 LOOP
+        -- By query and not by to_regclass, whose cache an advisory lock does not refresh.
+        SELECT c.relispartition INTO attached
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'pgaudit_ctx' AND c.relname = partition;
-    IF FOUND THEN
-        RETURN;
-    END IF;
+        IF attached THEN
+            RETURN;
+        ELSIF FOUND THEN
+            RAISE EXCEPTION 'the table pgaudit_ctx.% exists but is not attached to changes', partition
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                    HINT = 'Attach it, or rename it so that a new one can be made.';
+        END IF;
+        -- One at a time; whoever waited looks again.
+        PERFORM pg_advisory_xact_lock(hashtext('pgaudit_ctx.ensure_partition'));
+    END LOOP;
     EXECUTE format(
         'CREATE TABLE pgaudit_ctx.%I (LIKE pgaudit_ctx.changes INCLUDING ALL)', partition);
     EXECUTE format(
@@ -95,7 +100,9 @@ CREATE TABLE pgaudit_ctx.checkpoints (
     system_identifier bigint NOT NULL,
     timeline integer NOT NULL,
     database_oid oid NOT NULL,
-    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Two names for one database and slot would each get a part of its changes.
+    UNIQUE (system_identifier, database_oid, slot)
 );
 COMMENT ON TABLE pgaudit_ctx.checkpoints IS
     'How far each source is captured; written in the same transaction as the changes.';

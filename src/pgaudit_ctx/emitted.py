@@ -1,0 +1,101 @@
+"""What the log of a connection's current transaction holds by now: the last message we wrote.
+
+There is one entry for each open savepoint beside it, because a savepoint that is rolled back takes
+its messages with it.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from pgaudit_ctx.statements import Effect, Statement
+
+_STATE: Final = "pgaudit_ctx"
+
+# No message has this text, so whatever comes next differs from it and is emitted.
+UNKNOWN: Final = "?"
+
+
+class Emitted:
+    """What the current transaction's log holds: the last message, and the one at each savepoint."""
+
+    __slots__ = ("savepoints", "text")
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+        self.savepoints: list[tuple[str, str | None]] = []
+
+    def savepoint(self, name: str) -> None:
+        """Open a savepoint."""
+        self.savepoints.append((name, self.text))
+
+    def rollback_to(self, name: str) -> None:
+        """Roll back to a savepoint, which stays open."""
+        while self.savepoints:
+            found, emitted = self.savepoints.pop()
+            self.text = emitted
+            if found == name:
+                # The savepoint itself stays open after ROLLBACK TO.
+                self.savepoints.append((found, emitted))
+                return
+        self.text = UNKNOWN
+
+    def release(self, name: str) -> None:
+        """Release a savepoint and those inside of it."""
+        while self.savepoints and self.savepoints.pop()[0] != name:
+            pass
+
+
+def emitted_of(connection: Connection) -> Emitted:
+    """Give the state of a connection's current transaction."""
+    info = connection.info
+    state: Emitted | None = info.get(_STATE)
+    if state is None:
+        state = info[_STATE] = Emitted()
+    return state
+
+
+def _is_gone(connection: Connection) -> bool:
+    # Asking a lost connection for its info would raise, and hide why it was lost.
+    return connection.invalidated or connection.closed
+
+
+def forget(connection: Connection, *_: Any) -> None:
+    """Start anew: the transaction has ended, or another begins."""
+    if not _is_gone(connection):
+        connection.info.pop(_STATE, None)
+
+
+def open_savepoint(connection: Connection, name: str) -> None:
+    """Remember what held when a savepoint was opened."""
+    if not _is_gone(connection):
+        emitted_of(connection).savepoint(name)
+
+
+def roll_back_to_savepoint(connection: Connection, name: str, _: Any) -> None:
+    """Go back to what held when a savepoint was opened."""
+    if not _is_gone(connection):
+        emitted_of(connection).rollback_to(name)
+
+
+def release_savepoint(connection: Connection, name: str, _: Any) -> None:
+    """Keep what was emitted inside of a savepoint."""
+    if not _is_gone(connection):
+        emitted_of(connection).release(name)
+
+
+def follow(connection: Connection, found: Statement) -> None:
+    """Do the same for transaction control that was sent as text."""
+    state = emitted_of(connection)
+    if found.unclear:
+        state.text = UNKNOWN
+    elif found.effect is Effect.ENDS:
+        forget(connection)
+    elif found.savepoint is None:
+        return
+    elif found.effect is Effect.SAVEPOINT:
+        state.savepoint(found.savepoint)
+    elif found.effect is Effect.ROLLBACK_TO:
+        state.rollback_to(found.savepoint)
+    else:
+        state.release(found.savepoint)

@@ -1,0 +1,170 @@
+"""What is checked and written down before a capture goes on: both ends, and that they fit."""
+
+from typing import Final, NamedTuple
+
+from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination.schema import Connection, check_schema
+from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
+from pgaudit_ctx.source import catalog
+from pgaudit_ctx.source.setup import check_source, refuse_filters
+from pgaudit_ctx.wal.lsn import format_lsn
+
+_OWN_TRAIL: Final = (
+    "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
+)
+
+
+class WorkerOptions(NamedTuple):
+    """Where a worker reads from and writes to.
+
+    Attributes:
+        source: The source's URL.
+        destination: The destination's URL; may be the same database.
+        slot: The replication slot.
+        publication: The publication.
+        name: What the source is called in the trail; its database name by default.
+    """
+
+    source: str
+    destination: str
+    slot: str = "pgaudit_ctx"
+    publication: str = "pgaudit_ctx"
+    name: str | None = None
+
+
+def begin_capture(
+    source: Connection, destination: Connection, options: WorkerOptions
+) -> ledger.Checkpoint:
+    """Check both ends, open the trail where it is new, and write down what is covered.
+
+    Safe to repeat: ``setup`` calls it when both ends are there, and every worker at its start.
+
+    Args:
+        source: An ordinary connection to the audited database.
+        destination: To the trail.
+        options: The names that are used.
+
+    Returns:
+        The checkpoint to go on from.
+
+    Raises:
+        SourceNotReady: If a setting, the publication or the slot is missing.
+        DestinationNotReady: If the schema is missing or of another version.
+        PositionMismatch: If slot and checkpoint do not belong together.
+    """
+    check_source(source, options.slot)
+    check_schema(destination)
+    identity = catalog.read_identity(source)
+    name = options.name or identity.database
+    checkpoint = ledger.read_checkpoint(destination, name)
+    if checkpoint is None:
+        _refuse_other_name(destination, name, options.slot, identity)
+    else:
+        _refuse_other_database(checkpoint, identity, name, options)
+    slot = catalog.read_slot(source, options.slot)
+    if slot is None:
+        raise slot_missing(options.slot, name, checkpoint)
+    if slot.wal_status == "lost":
+        raise SlotMissing(
+            f"the server has invalidated the slot {options.slot!r} and discarded the log it kept "
+            f"(see max_slot_wal_keep_size). {_OWN_TRAIL}"
+        )
+    publication = catalog.read_publication(source, options.publication)
+    if publication is None:
+        raise SourceNotReady(
+            f"the source has no publication {options.publication!r}. Remedy: run pgaudit-ctx setup"
+        )
+    refuse_filters(publication, options.publication)
+    position = catalog.read_position(source)
+    if checkpoint is None:
+        # The slot came after the publication, so what is published now was published then.
+        position = position._replace(lsn=slot.confirmed_flush)
+        first = ledger.Checkpoint(
+            options.slot,
+            1,
+            0,
+            slot.confirmed_flush,
+            identity.system_identifier,
+            identity.timeline,
+            identity.database_oid,
+        )
+        ledger.open_trail(destination, name, first, position.time)
+        checkpoint = ledger.read_checkpoint(destination, name) or first
+    _refuse_slot_ahead(checkpoint, slot, options)
+    ledger.record_coverage(
+        destination,
+        name,
+        checkpoint.epoch,
+        *position,
+        options.publication,
+        [
+            ledger.CoveredTable(t.schema, t.name, t.oid, t.key_columns, t.identity)
+            for t in catalog.read_tables(source, options.publication)
+            if t.published and not t.partition
+        ],
+    )
+    return checkpoint
+
+
+def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> SlotMissing:
+    """Explain a slot that is not there: never was, or is lost together with the log it kept."""
+    if checkpoint is None:
+        return SlotMissing(
+            f"the source has no replication slot {slot!r}. Remedy: run pgaudit-ctx setup"
+        )
+    return SlotMissing(
+        f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot {slot!r} "
+        f"that kept the log from there on is gone: a new one would leave a hole. {_OWN_TRAIL}"
+    )
+
+
+def _refuse_other_name(
+    destination: Connection, name: str, slot: str, identity: catalog.Identity
+) -> None:
+    other = ledger.other_name(
+        destination, name, slot, identity.system_identifier, identity.database_oid
+    )
+    if other is not None:
+        raise PositionMismatch(
+            f"this database is captured through the slot {slot!r} already, under the name "
+            f"{other!r}: as {name!r} it would take a part of that trail's changes. Remedy: use "
+            f"--name {other}, or another --slot for a trail of its own"
+        )
+
+
+def _refuse_other_database(
+    checkpoint: ledger.Checkpoint, identity: catalog.Identity, name: str, options: WorkerOptions
+) -> None:
+    if (checkpoint.system_identifier, checkpoint.database_oid) != (
+        identity.system_identifier,
+        identity.database_oid,
+    ):
+        raise PositionMismatch(
+            f"the trail of the source {name!r} belongs to another database (system identifier "
+            f"{checkpoint.system_identifier}, oid {checkpoint.database_oid}; this one has "
+            f"{identity.system_identifier}, {identity.database_oid}). Remedy: check the source's "
+            "URL, or give this database a name of its own with --name"
+        )
+    if checkpoint.slot != options.slot:
+        raise PositionMismatch(
+            f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
+            f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
+        )
+    if checkpoint.timeline != identity.timeline:
+        raise PositionMismatch(
+            f"the source {name!r} is on timeline {identity.timeline}, the trail on "
+            f"{checkpoint.timeline}: a standby was promoted. This version cannot prove that "
+            f"nothing was lost in between, so it does not go on. {_OWN_TRAIL}"
+        )
+
+
+def _refuse_slot_ahead(
+    checkpoint: ledger.Checkpoint, slot: catalog.SlotState, options: WorkerOptions
+) -> None:
+    if slot.confirmed_flush > checkpoint.end_lsn:
+        raise PositionMismatch(
+            f"the slot {options.slot!r} has moved to {format_lsn(slot.confirmed_flush)}, but the "
+            f"trail holds everything only up to {format_lsn(checkpoint.end_lsn)}: what lies "
+            "between was never stored. Was the slot recreated or advanced, or the destination "
+            f"restored from a backup? Going on would leave a hole. {_OWN_TRAIL}"
+        )
