@@ -4,6 +4,7 @@ PGAUDIT_CTX_SOURCE_URL=postgresql://app@localhost/shop flask --app app:create_ap
 """
 
 import os
+from contextlib import ExitStack
 
 from flask import Flask, g, request
 from sqlalchemy import create_engine
@@ -36,16 +37,14 @@ def create_app() -> Flask:
 
     @app.before_request
     def open_scope() -> None:
-        g.audit_scope = audit_context(method=request.method, path=request.path)
-        g.audit_scope.__enter__()
+        g.audit_scope = ExitStack()
+        g.audit_scope.enter_context(audit_context(method=request.method, path=request.path))
         if "X-User" in request.headers:  # stands for your own authentication
             bind_context(user=request.headers["X-User"])
 
     @app.teardown_request
     def close_scope(_: BaseException | None) -> None:
-        scope = g.pop("audit_scope", None)
-        if scope is not None:
-            scope.__exit__(None, None, None)
+        g.pop("audit_scope", ExitStack()).close()
 
     @app.post("/articles/<int:article_id>/sold")
     def sell(article_id: int) -> dict[str, int]:

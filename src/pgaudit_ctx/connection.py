@@ -9,15 +9,23 @@ from psycopg.conninfo import conninfo_to_dict
 from pgaudit_ctx.errors import AuditError, ConnectionFailed, DatabaseError, UsageError
 from pgaudit_ctx.urls import libpq_url
 
+_VERSION_WITH_TRANSACTION_TIMEOUT: Final = 17_00_00
 FIXED_SETTINGS: Final = {
     "DateStyle": "ISO",
     "TimeZone": "UTC",
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    "lc_monetary": "C",
     "search_path": "pg_catalog",
+    # A capture may take long, and may have nothing to do for long.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "default_transaction_read_only": "off",
 }
-"""Session settings under which values are printed, whatever the database's defaults are."""
+"""Session settings under which we work and values are printed, whatever the defaults are."""
 
 
 def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any, ...]]:
@@ -55,9 +63,12 @@ def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any,
         "options": " ".join(options),
     }
     try:
-        return psycopg.connect(autocommit=True, **parameters)
+        connection = psycopg.connect(autocommit=True, **parameters)
     except psycopg.OperationalError as error:
         raise ConnectionFailed(_why_no_connection(error, place, given)) from None
+    if connection.info.server_version >= _VERSION_WITH_TRANSACTION_TIMEOUT:
+        connection.execute("SET transaction_timeout = 0")
+    return connection
 
 
 def _why_no_connection(error: psycopg.OperationalError, place: str, given: dict[str, Any]) -> str:

@@ -65,9 +65,8 @@ def setup(
         if only is not Side.DESTINATION:
             source_end = connect(needed(source, "source"), "source")
         if print_sql:
-            _print_sql(
-                source_end, destination_end, chosen, None if only is Side.SOURCE else partition
-            )
+            unit = None if only is Side.SOURCE else partition or Unit.QUARTER
+            _print_sql(source_end, destination_end, chosen, unit)
             return
         complete = _run(source_end, destination_end, chosen, partition)
     except psycopg.Error as error:
