@@ -1,4 +1,4 @@
-"""FAILS: as_of inside a hole of coverage gives the state before the hole as if it were known."""
+"""as_of inside a hole of coverage says that it cannot know, instead of what held before."""
 
 import pytest
 

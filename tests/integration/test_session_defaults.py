@@ -1,4 +1,4 @@
-"""FAILS: defaults of a role or database that end the worker."""
+"""Defaults of a role or database cannot end the worker."""
 
 import threading
 
