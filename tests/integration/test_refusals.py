@@ -10,6 +10,7 @@ from pgaudit_ctx.errors import (
     SourceNotReady,
 )
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
+from pgaudit_ctx.worker import Worker
 from support.database import Capture, Database, create_database
 from support.server import Server, server_of_its_own
 
@@ -122,3 +123,39 @@ def test_a_destination_without_schema_is_refused_with_the_remedy(
 def test_a_destination_of_a_newer_version_is_refused(capture: Capture) -> None:
     capture.destination.execute("INSERT INTO pgaudit_ctx.migrations VALUES (9999, 'future')")
     assert "upgrade" in run_and_refuse(capture, DestinationNotReady)
+
+
+def test_a_second_name_for_the_same_database_and_slot_is_refused_naming_the_first(
+    capture: Capture,
+) -> None:
+    capture.options = capture.options._replace(name="typo")
+    assert f"--name {capture.source.name}" in run_and_refuse(capture, PositionMismatch)
+
+
+def test_nothing_is_acknowledged_when_the_checkpoint_has_gone(capture: Capture) -> None:
+    before = acknowledged(capture)
+    worker = Worker(capture.options)
+    capture.destination.execute("DELETE FROM pgaudit_ctx.checkpoints")
+    insert(capture.source, 1)
+    with pytest.raises(PositionMismatch, match="one worker runs"):
+        worker.run(until_caught_up=True)
+    worker.close()
+    assert acknowledged(capture) == before
+    assert capture.destination.execute("SELECT 1 FROM pgaudit_ctx.changes") == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("ALTER PUBLICATION pgaudit_ctx SET (publish = 'insert, delete')", "update, truncate"),
+        ("ALTER PUBLICATION pgaudit_ctx SET (publish_via_partition_root = false)", "partitions"),
+        ("ALTER PUBLICATION pgaudit_ctx SET TABLE patient WHERE (id > 10)", "patient"),
+    ],
+)
+def test_a_publication_that_leaves_something_out_is_refused(
+    capture: Capture, statement: str, named: str
+) -> None:
+    capture.source.execute(statement)
+    message = run_and_refuse(capture, SourceNotReady)
+    assert named in message
+    assert "ALTER PUBLICATION" in message
