@@ -6,6 +6,7 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
+from psycopg.copy import LibpqWriter
 
 from pgaudit_ctx.connection import refusal
 from pgaudit_ctx.destination.copy_format import COLUMNS, HEADER, TRAILER, RowEncoder
@@ -19,6 +20,8 @@ _COPY: Final = sql.SQL("COPY pgaudit_ctx.changes ({}) FROM STDIN (FORMAT binary)
     sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
 )
 _CHUNK: Final = 64 * 1024
+# How far the server may fall behind before we wait for it; a part of the memory we may use.
+_UNSENT: Final = 8 * 2**20
 _ENSURE: Final = """
     WITH epoch(start) AS (SELECT timestamptz '2000-01-01 00:00:00+00')
     SELECT (extract(epoch FROM p.lower_bound - start) * 1000000)::bigint,
@@ -108,7 +111,11 @@ class Sink:
         try:
             if self._copy is None:
                 self._connection.execute("BEGIN")
-                self._copy = self._open.enter_context(self._cursor.copy(_COPY))
+                self._copy = self._open.enter_context(
+                    self._cursor.copy(
+                        _COPY, writer=LibpqWriter(self._cursor, flush_threshold=_UNSENT)
+                    )
+                )
                 self._copy.write(HEADER)
             self._copy.write(bytes(self._buffer))
         except psycopg.Error as error:
