@@ -9,7 +9,6 @@ import pytest
 
 from pgaudit_ctx.destination.sink import Sink
 from pgaudit_ctx.errors import (
-    AuditError,
     DatabaseError,
     PositionMismatch,
     SlotBusy,
@@ -19,17 +18,13 @@ from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.wal.lsn import parse_lsn
 from pgaudit_ctx.worker import Worker
 from support.database import Capture, Database, create_database, drop_database
+from support.positions import acknowledged, checkpoint, insert, run_and_refuse
 from support.server import Server
 from support.waiting import eventually
 
 
 class Crash(BaseException):
     """Ends a worker as suddenly as a test can."""
-
-
-def insert(database: Database, *numbers: int) -> None:
-    for number in numbers:
-        database.execute(f"INSERT INTO patient (id, name, status) VALUES ({number}, 'x', 'ACTIVE')")
 
 
 def keys(capture: Capture) -> list[int]:
@@ -43,26 +38,6 @@ def stored(capture: Capture) -> list[int]:
             "SELECT primary_key FROM pgaudit_ctx.changes ORDER BY epoch, commit_lsn, ordinal"
         )
     ]
-
-
-def checkpoint(capture: Capture) -> int:
-    (row,) = capture.destination.execute("SELECT end_lsn FROM pgaudit_ctx.checkpoints")
-    return parse_lsn(row.end_lsn)
-
-
-def acknowledged(capture: Capture) -> int:
-    (row,) = capture.source.execute(
-        "SELECT confirmed_flush_lsn AS lsn FROM pg_replication_slots WHERE slot_name = %s",
-        [capture.options.slot],
-    )
-    return parse_lsn(row.lsn)
-
-
-def run_and_refuse(capture: Capture, error: type[AuditError]) -> str:
-    """Run a worker that must end with this error; give its message."""
-    with pytest.raises(error) as refused:
-        capture.run()
-    return str(refused.value)
 
 
 @contextmanager

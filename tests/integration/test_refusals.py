@@ -3,41 +3,16 @@
 import pytest
 
 from pgaudit_ctx.errors import (
-    AuditError,
     DestinationNotReady,
     PositionMismatch,
     SlotMissing,
     SourceNotReady,
 )
-from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
+from pgaudit_ctx.wal.lsn import format_lsn
 from pgaudit_ctx.worker import Worker
 from support.database import Capture, Database, create_database
+from support.positions import acknowledged, checkpoint, insert, run_and_refuse
 from support.server import Server, server_of_its_own
-
-
-def insert(database: Database, *numbers: int) -> None:
-    for number in numbers:
-        database.execute(f"INSERT INTO patient (id, name, status) VALUES ({number}, 'x', 'ACTIVE')")
-
-
-def checkpoint(capture: Capture) -> int:
-    (row,) = capture.destination.execute("SELECT end_lsn FROM pgaudit_ctx.checkpoints")
-    return parse_lsn(row.end_lsn)
-
-
-def acknowledged(capture: Capture) -> int:
-    (row,) = capture.source.execute(
-        "SELECT confirmed_flush_lsn AS lsn FROM pg_replication_slots WHERE slot_name = %s",
-        [capture.options.slot],
-    )
-    return parse_lsn(row.lsn)
-
-
-def run_and_refuse(capture: Capture, error: type[AuditError]) -> str:
-    """Run a worker that must end with this error; give its message."""
-    with pytest.raises(error) as refused:
-        capture.run()
-    return str(refused.value)
 
 
 def test_a_slot_that_moved_past_the_checkpoint_is_refused_naming_both(capture: Capture) -> None:
