@@ -1,24 +1,22 @@
 """The SQLAlchemy hook: writes the current context into the log right before the first write.
 
-``_listen`` lists every SQLAlchemy event that is used. What was emitted is remembered per database
-transaction, with one entry for each open savepoint, because a savepoint that is rolled back takes
-its messages with it.
+``_listen`` lists every event of SQLAlchemy's connections that is used, and ``sending.attend`` those
+of its dialects. What was emitted is remembered per database transaction (``emitted.py``).
 """
 
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import sqlalchemy
-from pydantic import BaseModel, ValidationError
-from sqlalchemy import Connection, Engine, Text, bindparam, event, text
-from sqlalchemy.engine.interfaces import Dialect
+from pydantic import BaseModel
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from pgaudit_ctx.context import Scope, current_scope
-from pgaudit_ctx.emitted import (
+from pgaudit_ctx.emission.composer import Composer, Provider
+from pgaudit_ctx.emission.emitted import (
     UNKNOWN,
     emitted_of,
     follow,
@@ -27,27 +25,25 @@ from pgaudit_ctx.emitted import (
     release_savepoint,
     roll_back_to_savepoint,
 )
-from pgaudit_ctx.errors import ContextInvalid, ContextRequired, UsageError
-from pgaudit_ctx.message import EMPTY, PREFIX, encode_context, plain_context
-from pgaudit_ctx.statements import Effect, Statement, classify
+from pgaudit_ctx.emission.sending import EMIT, attend, send, send_apart, send_with, send_wrapped
+from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
+from pgaudit_ctx.emission.transactions import is_autocommit, is_open, is_read_only
+from pgaudit_ctx.emission.volatility import volatility_of
+from pgaudit_ctx.errors import AuditError, UsageError
+from pgaudit_ctx.message import EMPTY
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import Dialect
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     Target: TypeAlias = (
         Engine | AsyncEngine | sessionmaker[Any] | scoped_session[Any] | type[Session]
     )
 
-Provider: TypeAlias = Callable[[], Mapping[str, Any]]
-
 _OPTION: Final = "pgaudit_ctx"
 _DISABLED: Final = "PGAUDIT_CTX_DISABLED"
-_EMIT: Final = text(
-    f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', CAST(:content AS text))"
-).bindparams(bindparam("content", type_=Text()))
-
 
 # SQLAlchemy 2.0 calls the event outside of the block that turns the driver's errors into its own
 # and gives up a lost connection; 2.1 calls it inside.
@@ -55,123 +51,121 @@ _EVENT_IS_UNPROTECTED: Final = sqlalchemy.__version__.startswith("2.0.")
 
 
 class _Hook:
-    """The handlers of one installation, and its options."""
+    """The handlers of one installation."""
 
-    def __init__(
-        self,
-        context_model: type[BaseModel] | None,
-        require_context: bool,  # noqa: FBT001 - private, and named at its only call
-        providers: Iterable[Provider],
-    ) -> None:
-        self._context_model = context_model
-        self._require_context = require_context
-        self._providers = tuple(providers)
-        self._complained: set[object] = set()
+    def __init__(self, composer: Composer) -> None:
+        self.composer = composer
         self.active = True
 
     def before_cursor_execute(
         self,
         connection: Connection,
-        _cursor: Any,
+        cursor: Any,
         statement: str,
-        _parameters: Any,
+        parameters: Any,
         context: Any,
         _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
     ) -> None:
+        compiled = context.isinsert or context.isupdate or context.isdelete
+        found = DML if compiled else classify(statement)
         by_hand = context.execution_options.get(_OPTION)
-        if by_hand == "skip" or not self.active:
-            return
-        if by_hand != "emit" and not (context.isinsert or context.isupdate or context.isdelete):
-            found = classify(statement)
-            if found.effect is Effect.WRITES and not self._would_come_early(connection, found):
-                self.emit(connection)
-            if found.effect is not Effect.READS or found.unclear:
-                follow(connection, found)
-            return
-        self.emit(connection)
+        if self.active and by_hand != "skip":
+            try:
+                if compiled or by_hand == "emit" or self._writes(connection, found):
+                    self._explain(connection, context, found)
+            except Exception as error:
+                if _EVENT_IS_UNPROTECTED and isinstance(error, _driver_error(connection)):
+                    connection._handle_dbapi_exception(  # noqa: SLF001 - see there
+                        error, statement, parameters, cursor, context
+                    )
+                raise
+        if not compiled:
+            self._follow(connection, found)
+
+    def _writes(self, connection: Connection, found: Statement) -> bool:
+        if found.effect is Effect.WRITES:
+            return not self._would_come_early(connection, found)
+        if not found.functions:
+            return False
+        state = emitted_of(connection)
+        if state.text is None and not self.composer.speaks():
+            return False
+        if is_read_only(connection, state.read_only):
+            return False
+        return volatility_of(connection.dialect).may_write(connection, found.functions)
 
     def _would_come_early(self, connection: Connection, found: Statement) -> bool:
         """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
         if not found.begins_bare or emitted_of(connection).text is not None:
             return False
-        self._complain(
+        self.composer.complain(
             "several statements",
             "a string of several statements begins with one that must come first in its "
             "transaction: what it writes is captured without context. Send the writes apart",
         )
         return True
 
-    def emit(self, connection: Connection) -> None:
-        content = self.content()
-        emitted = emitted_of(connection)
-        if content == emitted.text or (content == EMPTY and emitted.text is None):
+    def _explain(self, connection: Connection, context: Any, found: Statement) -> None:
+        """Emit what explains a statement, unless the log of its transaction has it by now."""
+        state = emitted_of(connection)
+        try:
+            content = self.composer.compose()
+        except AuditError:
+            if is_read_only(connection, state.read_only):
+                return  # nothing will be written that would need a context
+            raise
+        if content == EMPTY and state.text is None:
             return
-        if getattr(connection.connection.dbapi_connection, "autocommit", False):
-            self._complain(
+        # Somebody may have ended the transaction past SQLAlchemy.
+        if content == state.text and is_open(connection):
+            return
+        if is_read_only(connection, state.read_only):
+            return
+        alone = not found.several and not context._is_server_side  # noqa: SLF001 - told nowhere else
+        if is_autocommit(connection):
+            self._explain_autocommit(connection, context, content, alone and found.wrappable)
+            return
+        if alone:
+            send_with(connection, context, content)
+        else:
+            send(connection, content)
+        state.text = content
+
+    def _explain_autocommit(
+        self,
+        connection: Connection,
+        context: Any,
+        content: str,
+        wrappable: bool,  # noqa: FBT001 - private, and named at its only call
+    ) -> None:
+        if is_open(connection):
+            # BEGIN was sent as text; where that transaction ends is not always to be seen.
+            send_apart(connection, content)
+        elif wrappable:
+            send_wrapped(connection, context, content)
+        else:
+            self.composer.complain(
                 "AUTOCOMMIT",
-                "the engine %r runs in AUTOCOMMIT mode, where a message and the write it explains "
-                "would be two transactions: its writes are captured without context. Use "
-                "transactions, or call emit_context() inside one",
+                "the engine %r runs in AUTOCOMMIT mode, where CALL, DO and other text that may "
+                "need to run outside of transactions is captured without context. Use "
+                "transactions for what it writes",
                 connection.engine,
             )
-            return
-        _send(connection, content)
-        emitted.text = content
 
-    def content(self) -> str:
-        scope = current_scope()
-        if self._require_context and (scope is None or not scope.merged):
-            raise ContextRequired(
-                "a write without context, on an engine installed with require_context=True. "
-                "Remedy: do it inside `with audit_context(user=..., reason=...):`"
-            )
-        if scope is None and not self._providers:
-            return EMPTY
-        merged: dict[str, Any] = {}
-        for provider in self._providers:
-            merged.update(self._ask(provider))
-        if scope is not None:
-            merged.update(scope.merged)
-            if merged and self._context_model is not None:
-                self._validate(scope, merged, self._context_model)
-            if not self._providers:
-                return scope.text
-        return encode_context(merged)
+    def _follow(self, connection: Connection, found: Statement) -> None:
+        if found.sets_default:
+            # The default counts for the transactions that come after this one.
+            state = emitted_of(connection)
+            state.read_only = is_read_only(connection, state.read_only)
+        if found.unclear or found.read_only is not None or found.effect not in _PLAIN:
+            follow(connection, found)
 
-    def _validate(self, scope: Scope, merged: dict[str, Any], model: type[BaseModel]) -> None:
-        validated = (scope.stamp, model)
-        if scope.validated_by == validated:
-            return
-        try:
-            model.model_validate(merged)
-        except ValidationError as error:
-            # Neither pydantic's own text nor its "input" may appear: they quote values.
-            fields = ", ".join(
-                f"{'.'.join(map(str, found['loc'])) or 'the whole'} ({found['type']})"
-                for found in error.errors(include_input=False, include_url=False)
-            )
-            raise ContextInvalid(
-                f"the context does not fit {model.__name__}: {fields}. Remedy: correct these keys "
-                "in audit_context() or bind_context()"
-            ) from None
-        scope.validated_by = validated
 
-    def _ask(self, provider: Provider) -> Mapping[str, Any]:
-        try:
-            return plain_context(provider())
-        except Exception as error:  # noqa: BLE001 - whatever it raises must not break the write
-            self._complain(
-                provider,
-                "the context provider %s failed with %s: its keys are left out",
-                getattr(provider, "__qualname__", type(provider).__name__),
-                type(error).__name__,
-            )
-            return {}
+_PLAIN: Final = frozenset({Effect.READS, Effect.WRITES})
 
-    def _complain(self, about: object, message: str, *arguments: object) -> None:
-        if about not in self._complained:
-            self._complained.add(about)
-            log.warning(message, *arguments)
+
+def _driver_error(connection: Connection) -> Any:
+    return connection.dialect.loaded_dbapi.Error
 
 
 _Handlers: TypeAlias = list[tuple[str, Callable[..., None]]]
@@ -181,9 +175,6 @@ _installed: "weakref.WeakKeyDictionary[object, tuple[_Hook, _Handlers]]" = (
     weakref.WeakKeyDictionary()
 )
 _by_dialect: "weakref.WeakKeyDictionary[Dialect, _Hook]" = weakref.WeakKeyDictionary()
-_compiled: "weakref.WeakKeyDictionary[Dialect, Callable[[str], tuple[str, Any]]]" = (
-    weakref.WeakKeyDictionary()
-)
 
 
 def install(
@@ -219,7 +210,7 @@ def install(
         log.info("%r is not PostgreSQL: nothing is attached to it", engine)
         return
     uninstall(engine)
-    hook = _Hook(context_model, require_context, providers)
+    hook = _Hook(Composer(context_model, require_context=require_context, providers=providers))
     listen = _listen if isinstance(target, Engine) else _listen_to_sessions
     _installed[target] = (hook, listen(target, hook))
     if isinstance(target, Engine):
@@ -254,7 +245,7 @@ def emit_context(connection: Connection | Session) -> None:
     """
     if isinstance(connection, Session):
         connection = connection.connection()
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+    if is_autocommit(connection) and not is_open(connection):
         raise UsageError(
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
@@ -263,9 +254,9 @@ def emit_context(connection: Connection | Session) -> None:
     # An engine made by execution_options() is another object, but has the same dialect.
     hook = _by_dialect.get(connection.dialect) if installed is None else installed[0]
     if hook is None:
-        hook = _Hook(None, require_context=False, providers=())
-    content = hook.content()
-    connection.execute(_EMIT, {"content": content})
+        hook = _Hook(Composer())
+    content = hook.composer.compose()
+    connection.execute(EMIT, {"content": content})
     emitted_of(connection).text = content
 
 
@@ -300,6 +291,7 @@ def _listen(target: Engine | Connection, hook: _Hook) -> _Handlers:
     ]
     for name, handler in handlers:
         event.listen(target, name, handler)
+    attend(target if isinstance(target, Engine) else target.engine)
     return handlers
 
 
@@ -314,28 +306,3 @@ def _listen_to_sessions(sessions: Any, hook: _Hook) -> _Handlers:
 
     event.listen(sessions, "after_begin", after_begin)
     return [("after_begin", after_begin)]
-
-
-def _send(connection: Connection, content: str) -> None:
-    dialect = connection.dialect
-    prepare = _compiled.get(dialect)
-    if prepare is None:
-        prepare = _compiled[dialect] = _compile(dialect)
-    statement, parameters = prepare(content)
-    cursor = connection.connection.cursor()
-    try:
-        dialect.do_execute(cursor, statement, parameters)
-    except dialect.loaded_dbapi.Error as error:
-        if _EVENT_IS_UNPROTECTED:
-            connection._handle_dbapi_exception(error, statement, None, cursor, None)  # noqa: SLF001 - see there
-        raise
-    finally:
-        cursor.close()
-
-
-def _compile(dialect: Dialect) -> Callable[[str], tuple[str, Any]]:
-    compiled = _EMIT.compile(dialect=dialect)
-    statement = str(compiled)
-    if getattr(compiled, "positional", False):
-        return lambda content: (statement, (content,))
-    return lambda content: (statement, {"content": content})

@@ -23,11 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from pgaudit_ctx import ContextInvalid, audit_context, current_context, dump_context
+from pgaudit_ctx.emission.statements import Effect, classify
 from pgaudit_ctx.errors import ProtocolError
 from pgaudit_ctx.reading.history import choose, version_at
 from pgaudit_ctx.reading.shape import shape_of
 from pgaudit_ctx.reading.typed import converter, key_text
-from pgaudit_ctx.statements import Effect, classify
 from pgaudit_ctx.urls import sqlalchemy_url, without_password
 from pgaudit_ctx.wal.lsn import parse_lsn
 from pgaudit_ctx.wal.values import JSONB, encoder_for

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from pgaudit_ctx.statements import Effect, Statement
+from pgaudit_ctx.emission.statements import Effect, Statement
 
 _STATE: Final = "pgaudit_ctx"
 
@@ -17,33 +17,43 @@ UNKNOWN: Final = "?"
 
 
 class Emitted:
-    """What the current transaction's log holds: the last message, and the one at each savepoint."""
+    """What the current transaction's log holds: the last message, and the one at each savepoint.
 
-    __slots__ = ("savepoints", "text")
+    Attributes:
+        text: The last message; ``None`` if there was none.
+        savepoints: The open ones, the innermost last: name, and what held there: the message, and
+            ``read_only``, which PostgreSQL gives back at each end of a savepoint.
+        read_only: What SET TRANSACTION or BEGIN said of the transaction; ``None`` if nothing was
+            said, so that the connection's defaults hold.
+    """
+
+    __slots__ = ("read_only", "savepoints", "text")
 
     def __init__(self) -> None:
         self.text: str | None = None
-        self.savepoints: list[tuple[str, str | None]] = []
+        self.savepoints: list[tuple[str, str | None, bool | None]] = []
+        self.read_only: bool | None = None
 
     def savepoint(self, name: str) -> None:
         """Open a savepoint."""
-        self.savepoints.append((name, self.text))
+        self.savepoints.append((name, self.text, self.read_only))
 
     def rollback_to(self, name: str) -> None:
         """Roll back to a savepoint, which stays open."""
         while self.savepoints:
-            found, emitted = self.savepoints.pop()
-            self.text = emitted
+            found, self.text, self.read_only = self.savepoints.pop()
             if found == name:
                 # The savepoint itself stays open after ROLLBACK TO.
-                self.savepoints.append((found, emitted))
+                self.savepoint(name)
                 return
         self.text = UNKNOWN
 
     def release(self, name: str) -> None:
         """Release a savepoint and those inside of it."""
-        while self.savepoints and self.savepoints.pop()[0] != name:
-            pass
+        while self.savepoints:
+            found, _, self.read_only = self.savepoints.pop()
+            if found == name:
+                return
 
 
 def emitted_of(connection: Connection) -> Emitted:
@@ -87,6 +97,8 @@ def release_savepoint(connection: Connection, name: str, _: Any) -> None:
 def follow(connection: Connection, found: Statement) -> None:
     """Do the same for transaction control that was sent as text."""
     state = emitted_of(connection)
+    if found.read_only is not None:
+        state.read_only = found.read_only
     if found.unclear:
         state.text = UNKNOWN
     elif found.effect is Effect.ENDS:

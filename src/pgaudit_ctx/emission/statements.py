@@ -9,6 +9,8 @@ import functools
 import re
 from typing import Final, NamedTuple
 
+from pgaudit_ctx.emission.calls import called_functions
+
 
 class Effect(enum.Enum):
     """What matters of a statement for emitting a context."""
@@ -27,17 +29,33 @@ class Statement(NamedTuple):
     Attributes:
         effect: Its effect; of several statements in one string, the strongest.
         savepoint: The savepoint that it names.
-        begins_bare: Whether the first of several must not be preceded by a message, as SET
-            TRANSACTION and LOCK are not.
         unclear: Whether nobody can tell afterwards which message is in force, because the string
             holds several statements of which one opens, ends or rolls back something.
+        begins_bare: Whether the first of several must not be preceded by a message, as SET
+            TRANSACTION and LOCK are not.
+        several: Whether the string holds more than one statement, or is a COPY: such a one cannot
+            be sent together with others.
+        wrappable: Whether it may be given a transaction in AUTOCOMMIT mode without any difference
+            to who sent it.
+        functions: What a statement calls that only reads by itself: names as PostgreSQL folds
+            them, with their schema where it was given.
+        read_only: What it says of the current transaction: that it is READ ONLY, or READ WRITE.
+        sets_default: Whether it may change the default of transactions to come.
     """
 
     effect: Effect
     savepoint: str | None = None
     unclear: bool = False
     begins_bare: bool = False
+    several: bool = False
+    wrappable: bool = False
+    functions: tuple[str, ...] = ()
+    read_only: bool | None = None
+    sets_default: bool = False
 
+
+DML: Final = Statement(Effect.WRITES, wrappable=True)
+"""An INSERT, UPDATE or DELETE that SQLAlchemy compiled."""
 
 # Comments and everything quoted, so that no word inside is taken for SQL.
 _OPAQUE: Final = re.compile(
@@ -53,6 +71,12 @@ _OPAQUE: Final = re.compile(
 _WORD: Final = re.compile(r"[a-z_]+")
 _LOCKING: Final = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b")
 _WRITING_QUERY: Final = re.compile(r"\b(?:insert\s+into|delete\s+from|merge\s+into|into)\b")
+_READ_ONLY: Final = re.compile(r"\bread\s+(only|write)\b")
+_SET_READ_ONLY: Final = re.compile(
+    r"^set\s+(?:local\s+)?transaction_read_only\s*(?:=|\bto\b)\s*(\w+)?"
+)
+_DEFAULTS: Final = re.compile(r"\bdefault_transaction_read_only\b|\bcharacteristics\b")
+_INNERMOST: Final = re.compile(r"\([^()]*\)")
 _UPDATE: Final = re.compile(r"\bupdate\b")
 _SET: Final = re.compile(r"\bset\b")
 _PLAIN_DML: Final = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
@@ -72,6 +96,8 @@ _OUTSIDE_TRANSACTIONS: Final = re.compile(
 )
 
 _ENDS: Final = frozenset({"commit", "end", "rollback", "abort"})
+_CHARACTERISTICS: Final = frozenset({"set", "begin", "start"})
+_DML_VERBS: Final = frozenset({"insert", "update", "delete", "merge", "truncate"})
 _MAY_READ: Final = frozenset({"select", "with", "values", "table"})
 _NEVER: Final = frozenset(
     {
@@ -90,13 +116,15 @@ def classify(statement: str) -> Statement:
 
     Returns:
         What is to be done about it. A ``SELECT`` counts as reading unless it contains a
-        data-modifying CTE or ``INTO``; what the functions do that it calls cannot be told here.
+        data-modifying CTE or ``INTO``; what the functions do that it calls cannot be told here, so
+        they are named.
     """
     if len(statement) <= _LONG:
         return _remembered(statement)
     # A long text is one of a kind, and taking it apart would cost more than a message too many.
     if _PLAIN_DML.match(statement):
-        return Statement(Effect.WRITES, unclear=";" in statement)
+        several = ";" in statement
+        return DML._replace(unclear=several, several=several, wrappable=not several)
     return _classify(statement)
 
 
@@ -108,19 +136,24 @@ def _classify(statement: str) -> Statement:
     if len(found) == 1:
         return found[0]
     effects = {one.effect for one in found}
-    effect = Effect.WRITES if Effect.WRITES in effects else Effect.READS
     first = _WORD.match(bare.lstrip("( ;\n\t\r").lower())
+    said = [one.read_only for one in found if one.read_only is not None]
     return Statement(
-        effect,
+        Effect.WRITES if Effect.WRITES in effects else Effect.READS,
         unclear=not effects <= {Effect.READS, Effect.WRITES},
         begins_bare=first is not None and first[0] in _NEVER,
+        several=True,
+        functions=tuple(sorted({name for one in found for name in one.functions})),
+        # Where it is said twice, nobody knows when which part ran.
+        read_only=said[0] if len(set(said)) == 1 else None,
+        sets_default=any(one.sets_default for one in found),
     )
 
 
 _remembered: Final = functools.lru_cache(maxsize=2048)(_classify)
 
 
-def _classify_one(part: str) -> Statement:
+def _classify_one(part: str) -> Statement:  # noqa: PLR0911 - one for each kind of statement
     part = part.strip().lstrip("( \n\t\r")
     low = re.sub(r'"(?:[^"]|"")*"', '""', part).lower()
     word_found = _WORD.match(low)
@@ -130,15 +163,47 @@ def _classify_one(part: str) -> Statement:
         return Statement(_savepoint_effect(savepoint["verb"]), _folded(savepoint["name"]))
     if word in _ENDS or low.startswith("prepare transaction"):
         return Statement(Effect.ENDS)
-    if word == "explain":
-        writes = re.search(r"\banaly[sz]e\b", low) is not None and (
-            _query_writes(low) or re.search(r"\bexecute\b", low) is not None
+    if word in _CHARACTERISTICS:
+        return Statement(
+            Effect.READS, read_only=_read_only(low), sets_default=bool(_DEFAULTS.search(low))
         )
-    elif word in _MAY_READ:
-        writes = _query_writes(low)
-    else:
-        writes = word not in _NEVER and not _OUTSIDE_TRANSACTIONS.search(low)
-    return Statement(Effect.WRITES if writes else Effect.READS)
+    if word == "copy":
+        return Statement(Effect.WRITES if _copy_writes(low) else Effect.READS, several=True)
+    explained = word == "explain"
+    if explained and re.search(r"\banaly[sz]e\b", low) is None:
+        return Statement(Effect.READS)
+    if explained and re.search(r"\bexecute\b", low) is not None:
+        return Statement(Effect.WRITES)
+    if explained or word in _MAY_READ:
+        if _query_writes(low):
+            return Statement(Effect.WRITES, wrappable=not explained)
+        return Statement(Effect.READS, wrappable=not explained, functions=called_functions(part))
+    if word in _NEVER or _OUTSIDE_TRANSACTIONS.search(low):
+        return Statement(Effect.READS)
+    return Statement(Effect.WRITES, wrappable=word in _DML_VERBS)
+
+
+def _read_only(low: str) -> bool | None:
+    """Give what SET TRANSACTION, BEGIN and the like say of the current transaction."""
+    if _DEFAULTS.search(low):
+        return None
+    assigned = _SET_READ_ONLY.match(low)
+    if assigned is not None:
+        # A quoted value is not seen here. Taking it for "off" errs on the side of attribution.
+        return assigned[1] in {"on", "true", "yes", "1"}
+    if not re.match(r"(?:begin|start)\b|set\s+(?:local\s+)?transaction\b", low):
+        return None
+    access = _READ_ONLY.search(low)
+    return None if access is None else access[1] == "only"
+
+
+def _copy_writes(low: str) -> bool:
+    if _query_writes(low):
+        return True
+    outside = low
+    while (shorter := _INNERMOST.sub(" ", outside)) != outside:
+        outside = shorter
+    return re.search(r"\bfrom\b", outside) is not None
 
 
 def _query_writes(low: str) -> bool:

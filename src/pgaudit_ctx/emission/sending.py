@@ -1,0 +1,154 @@
+"""How a message reaches the server: with BEGIN, together with the write, or in a trip of its own.
+
+What must go together with a statement is left here by ``before_cursor_execute`` and picked up by
+the ``do_execute`` events, in which SQLAlchemy hands the statement to the driver.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine.interfaces import Dialect, ExecutionContext
+
+from pgaudit_ctx.emission.statement_text import compiled_for
+from pgaudit_ctx.emission.transactions import is_open
+from pgaudit_ctx.message import PREFIX
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Delivery: TypeAlias = Callable[[Any, Callable[[], None]], None]
+"""Takes a cursor and what hands the statement to it; does that together with a message."""
+
+EMIT: Final = text(
+    f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', CAST(:content AS text))"
+)
+
+_due: "weakref.WeakKeyDictionary[ExecutionContext, Delivery]" = weakref.WeakKeyDictionary()
+_attended: "weakref.WeakSet[Dialect]" = weakref.WeakSet()
+
+
+def send(connection: Connection, content: str) -> None:
+    """Send a message ahead of whatever comes next in the transaction, which is begun if need be.
+
+    Raises:
+        Exception: The driver's own, if the server refuses.
+    """
+    psycopg = _psycopg(connection)
+    if psycopg is not None and not is_open(connection):
+        psycopg.begin_with(connection.connection, content)
+    else:
+        send_apart(connection, content)
+
+
+def send_apart(connection: Connection, content: str) -> None:
+    """Send a message in a trip of its own."""
+    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
+    _execute_apart(connection, statement, parameters)
+
+
+def send_with(connection: Connection, context: ExecutionContext, content: str) -> None:
+    """Send a message together with the statement that is being executed.
+
+    With psycopg in one trip, if a transaction is open, or begun together with it if none is; with
+    the other drivers in a trip of its own, at once.
+
+    Args:
+        connection: A connection outside of AUTOCOMMIT mode, or with a transaction open.
+        context: Of a single statement, for a client's cursor.
+        content: The message's text.
+    """
+    psycopg = _psycopg(connection)
+    if psycopg is None or context.dialect.is_async or not is_open(connection):
+        send(connection, content)
+        return
+    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
+    _due[context] = psycopg.pipelined(statement, parameters)
+
+
+def send_wrapped(connection: Connection, context: ExecutionContext, content: str) -> None:
+    """Give message and statement a transaction, where AUTOCOMMIT would give each its own.
+
+    Args:
+        connection: A connection in AUTOCOMMIT mode without an open transaction.
+        context: Of a single statement that runs alike inside of a transaction and outside.
+        content: The message's text.
+    """
+    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
+    psycopg = _psycopg(connection)
+    if psycopg is not None and not context.dialect.is_async:
+        # What a pipeline holds is one transaction by itself.
+        _due[context] = psycopg.pipelined(statement, parameters)
+        return
+
+    def deliver(_cursor: Any, execute: Callable[[], None]) -> None:
+        _execute_apart(connection, "BEGIN", ())
+        try:
+            _execute_apart(connection, statement, parameters)
+            execute()
+        except BaseException:
+            # Why it failed is what counts, also if the connection is gone.
+            with contextlib.suppress(connection.dialect.loaded_dbapi.Error):
+                _execute_apart(connection, "ROLLBACK", ())
+            raise
+        _execute_apart(connection, "COMMIT", ())
+
+    _due[context] = deliver
+
+
+def attend(engine: Engine) -> None:
+    """Listen to the events in which an engine's statements are handed to the driver; idempotent."""
+    if engine.dialect in _attended:
+        return
+    _attended.add(engine.dialect)
+    event.listen(engine, "do_execute", _do_execute)
+    event.listen(engine, "do_executemany", _do_executemany)
+    event.listen(engine, "do_execute_no_params", _do_execute_no_params)
+
+
+def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    return _deliver(
+        cursor, context, lambda: context.dialect.do_execute(cursor, statement, parameters, context)
+    )
+
+
+def _do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    return _deliver(
+        cursor,
+        context,
+        lambda: context.dialect.do_executemany(cursor, statement, parameters, context),
+    )
+
+
+def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool:
+    return _deliver(
+        cursor, context, lambda: context.dialect.do_execute_no_params(cursor, statement, context)
+    )
+
+
+def _deliver(cursor: Any, context: ExecutionContext | None, execute: Callable[[], None]) -> bool:
+    """Carry out what is due for a statement; ``True`` tells SQLAlchemy that it has been sent."""
+    deliver = _due.pop(context, None) if _due and context is not None else None
+    if deliver is None:
+        return False
+    deliver(cursor, execute)
+    return True
+
+
+def _execute_apart(connection: Connection, statement: str, parameters: Any) -> None:
+    cursor = connection.connection.cursor()
+    try:
+        connection.dialect.do_execute(cursor, statement, parameters)
+    finally:
+        cursor.close()
+
+
+def _psycopg(connection: Connection) -> "ModuleType | None":
+    if connection.dialect.driver != "psycopg":
+        return None
+    # The application need not have psycopg: this is only loaded where it is the engine's driver.
+    from pgaudit_ctx.emission import psycopg_driver
+
+    return psycopg_driver

@@ -1,0 +1,93 @@
+"""What is known of a connection's transaction without asking the server, driver by driver.
+
+PostgreSQL documentation: "Asynchronous Operations" in the protocol chapter lists the parameters
+that the server reports by itself, ``in_hot_standby`` and ``default_transaction_read_only`` among
+them from version 14 on.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import Connection
+
+_Report: TypeAlias = Callable[[Any, str], str | None]
+_IDLE: Final = 0
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Say whether the driver ends a transaction after each statement."""
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
+
+
+def is_open(connection: Connection) -> bool:
+    """Say whether a transaction is open on the server, however it was begun."""
+    driver = connection.dialect.driver
+    raw = connection.connection.dbapi_connection
+    if driver == "psycopg":
+        return int(raw.info.transaction_status) != _IDLE  # type: ignore[union-attr]
+    if driver == "psycopg2":
+        return int(raw.get_transaction_status()) != _IDLE  # type: ignore[union-attr]
+    if driver == "asyncpg":
+        return bool(connection.connection.driver_connection.is_in_transaction())  # type: ignore[union-attr]
+    # pg8000 and drivers that nobody has looked at: outside AUTOCOMMIT a transaction is begun.
+    return bool(getattr(raw, "_in_transaction", not is_autocommit(connection)))
+
+
+def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
+    """Say whether nothing can be written, as far as can be told without asking.
+
+    Args:
+        connection: An open connection.
+        said: What the transaction's own statements said of it, if they did.
+
+    Returns:
+        Whether the server is a standby, or the transaction is READ ONLY.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    report = _REPORTS.get(connection.dialect.driver, _nothing)
+    if report(connection, "in_hot_standby") == "on":
+        return True
+    if said is not None:
+        return said
+    asked = getattr(raw, "read_only", None)
+    if asked is None:
+        asked = getattr(raw, "readonly", None)
+    if isinstance(asked, bool) and (asked or connection.dialect.driver != "asyncpg"):
+        return asked
+    return report(connection, "default_transaction_read_only") == "on"
+
+
+def _nothing(_connection: Connection, _name: str) -> str | None:
+    return None
+
+
+def _psycopg(connection: Connection, name: str) -> str | None:
+    raw: Any = connection.connection.dbapi_connection
+    value = raw.info.parameter_status(name)
+    return None if value is None else str(value)
+
+
+def _psycopg2(connection: Connection, name: str) -> str | None:
+    raw: Any = connection.connection.dbapi_connection
+    value = raw.get_parameter_status(name)
+    return None if value is None else str(value)
+
+
+def _asyncpg(connection: Connection, name: str) -> str | None:
+    driver: Any = connection.connection.driver_connection
+    value = getattr(driver.get_settings(), name, None)
+    return None if value is None else str(value)
+
+
+def _pg8000(connection: Connection, name: str) -> str | None:
+    raw: Any = connection.connection.dbapi_connection
+    value = raw.parameter_statuses.get(name)
+    return None if value is None else str(value)
+
+
+_REPORTS: Final[dict[str, _Report]] = {
+    "psycopg": _psycopg,
+    "psycopg2": _psycopg2,
+    "asyncpg": _asyncpg,
+    "pg8000": _pg8000,
+}
