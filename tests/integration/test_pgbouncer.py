@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import insert, text, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.orm import Session
 
 from pgaudit_ctx import audit_context, emit_context
-from support.clinic import Patient
-from support.database import Capture
-from support.pgbouncer import DRIVERS, Client, running_pgbouncer
+from pgaudit_ctx.embedded import EmbeddedPostgres
+from support.client import DRIVERS, Client
+from support.clinic import Base, Patient
+from support.database import Capture, create_database
+from support.pgbouncer import WITHOUT_PREPARED_STATEMENTS, running_pgbouncer
+from support.server import Server
+from support.standby import Sent, running_pair
 
 Connect = Callable[[str], Client]
 
@@ -21,7 +25,7 @@ def connect(capture: Capture) -> Iterator[Connect]:
     clients: list[Client] = []
 
     def connected(driver: str) -> Client:
-        clients.append(Client(url, driver))
+        clients.append(Client(url, driver, connect_args=WITHOUT_PREPARED_STATEMENTS[driver]))
         return clients[-1]
 
     with running_pgbouncer(capture.source.url) as url:
@@ -221,3 +225,29 @@ def test_a_client_that_vanishes_in_mid_transaction_leaves_no_context_behind(
     lost.invalidate()
     lost.close()
     assert users(capture) == [("INSERT", "2", None)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_clients_of_a_pooler_whose_standby_is_promoted_are_attributed_from_then_on(
+    server: Server, driver: str
+) -> None:
+    # PgBouncer goes on saying in_hot_standby = on: to clients that did not happen to be served when
+    # the server said otherwise, and to new ones.
+    options = {"connect_args": WITHOUT_PREPARED_STATEMENTS[driver]}
+    with running_pair(server if isinstance(server, EmbeddedPostgres) else None) as pair:
+        database = create_database(pair.primary)
+        Base.metadata.create_all(database.engine())
+        pair.catch_up()
+        with (
+            running_pgbouncer(pair.standby.url(database.name)) as url,
+            Client(url, driver, **options) as one,
+            Client(url, driver, **options) as two,
+        ):
+            for client in (one, two):
+                client.transaction(lambda session: session.scalars(select(Patient)).all())
+            pair.promote()
+            sent = Sent(pair.standby)
+            with Client(url, driver, **options) as new, audit_context(user="a"):
+                for number, client in enumerate((one, two, new)):
+                    write(client, number)
+                    assert sent.messages() == number + 1

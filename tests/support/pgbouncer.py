@@ -1,34 +1,24 @@
 """PgBouncer in front of a test's source: many clients share one connection to the server."""
 
-import asyncio
-import contextvars
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
 
-from pgaudit_ctx import install
 from pgaudit_ctx.embedded import _unprivileged_user
 from support.waiting import eventually
 
-T = TypeVar("T")
-
-DRIVERS = ("psycopg", "psycopg2", "asyncpg")
-
 # What each driver needs where the next transaction may run on another connection to the server.
-_WITHOUT_PREPARED_STATEMENTS: dict[str, dict[str, Any]] = {
+WITHOUT_PREPARED_STATEMENTS: dict[str, dict[str, Any]] = {
     "psycopg": {"prepare_threshold": None},
     "psycopg2": {},
     "asyncpg": {
@@ -116,42 +106,3 @@ def _process(binary: Path, directory: Path) -> Iterator[None]:
     finally:
         process.kill()  # it keeps nothing; and newer ones wait for their clients when asked to end
         process.wait()
-
-
-class Client:
-    """One process of an application: an engine with the hook that keeps one connection open."""
-
-    def __init__(self, url: str, driver: str) -> None:
-        options: dict[str, Any] = {
-            "pool_size": 1,
-            "max_overflow": 0,
-            "connect_args": _WITHOUT_PREPARED_STATEMENTS[driver],
-        }
-        address = url.replace("postgresql:", f"postgresql+{driver}:")
-        if driver == "asyncpg":
-            self._runner = asyncio.Runner()
-            self._asynchronous = create_async_engine(address, **options)
-            self.engine = self._asynchronous.sync_engine
-        else:
-            self._asynchronous = None
-            self.engine = create_engine(address, **options)
-        install(self.engine)
-
-    def transaction(self, work: Callable[[Session], T]) -> T:
-        """Do something in one transaction of a session, in the current context, and commit."""
-        if self._asynchronous is not None:
-            # The runner would otherwise go on in the context that it was made in.
-            return self._runner.run(self._transaction(work), context=contextvars.copy_context())
-        with Session(self.engine) as session, session.begin():
-            return work(session)
-
-    async def _transaction(self, work: Callable[[Session], T]) -> T:
-        async with AsyncSession(self._asynchronous) as session, session.begin():
-            return await session.run_sync(work)
-
-    def close(self) -> None:
-        if self._asynchronous is not None:
-            self._runner.run(self._asynchronous.dispose())
-            self._runner.close()
-        else:
-            self.engine.dispose()
