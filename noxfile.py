@@ -43,3 +43,31 @@ def bench(session: nox.Session) -> None:
     """Measure capture beside a bare COPY; arguments go to the benchmark."""
     session.install("-e", ".[all]")
     session.run("python", str(Path("benchmarks", "capture.py")), *session.posargs)
+
+
+@nox.session(name="bench-emission")
+def bench_emission(session: nox.Session) -> None:
+    """Measure what emission costs beside no audit and other libraries; arguments go to it."""
+    drivers = [name for name in group("test") if name.startswith(("asyncpg", "psycopg2"))]
+    session.install("-e", ".[worker,embedded,asyncio]", *drivers)
+    # The other libraries get an environment of their own, so that they may ask for what they want.
+    peers = Path(session.virtualenv.location, "peers").absolute()
+    session.run("python", "-m", "venv", str(peers))
+    python = str(peers / "bin" / "python")
+    wanted = str(Path("benchmarks", "peers", "requirements.txt"))
+    session.run(python, "-m", "pip", "install", "--quiet", "-r", wanted, external=True)
+    session.run(
+        "python",
+        str(Path("benchmarks", "emission.py")),
+        "--peers",
+        python,
+        *session.posargs,
+        env={"PYTHONPATH": "tests"},
+    )
+
+
+@nox.session(name="bench-captured")
+def bench_captured(session: nox.Session) -> None:
+    """Measure with pgbench what a captured database costs; arguments go to the benchmark."""
+    session.install("-e", ".[worker,embedded]")
+    session.run("python", str(Path("benchmarks", "captured_database.py")), *session.posargs)
