@@ -16,6 +16,7 @@ from support.clinic import Base, Patient
 from support.database import Database, create_database
 from support.server import Server
 from support.standby import Pair, Sent, running_pair
+from support.waiting import eventually
 
 Work: TypeAlias = Callable[[Session], Any]
 
@@ -372,6 +373,28 @@ def test_a_default_that_is_set_inside_a_transaction_counts_from_the_next_one_on(
     with Client(primary, driver) as client:
         assert messages_of(pair, client, set_and_write) == 1
         assert messages_of(pair, client, set_back_and_read) == 0
+        assert messages_of(pair, client, write) == 1
+
+
+def set_default_of_the_server(clinic: Database, value: str) -> None:
+    """Set it for all connections, as an administrator does it for a maintenance, and wait."""
+    clinic.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+    clinic.execute("SELECT pg_reload_conf()")
+    shown = "SHOW default_transaction_read_only"
+    eventually(lambda: clinic.execute(shown) == [(value,)], "the server has a new default")
+
+
+@by_driver
+def test_a_default_that_an_administrator_takes_back_ends_on_connections_that_were_idle_meanwhile(
+    pair: Pair, primary: str, clinic: Database, driver: str
+) -> None:
+    with Client(primary, driver) as client:
+        set_default_of_the_server(clinic, "on")
+        try:
+            client.transaction(rows(text("SELECT 1")))
+            assert messages_of(pair, client, rows(text("SELECT volatile_fn()"))) == 0
+        finally:
+            set_default_of_the_server(clinic, "off")
         assert messages_of(pair, client, write) == 1
 
 
