@@ -18,6 +18,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from pgaudit_ctx.emission.composer import Composer, Provider
 from pgaudit_ctx.emission.emitted import (
     UNKNOWN,
+    begin,
+    begin_twophase,
     emitted_of,
     follow,
     forget,
@@ -25,10 +27,18 @@ from pgaudit_ctx.emission.emitted import (
     release_savepoint,
     roll_back_to_savepoint,
 )
-from pgaudit_ctx.emission.sending import EMIT, attend, send, send_apart, send_with, send_wrapped
+from pgaudit_ctx.emission.own_statements import EMIT, claim
+from pgaudit_ctx.emission.sending import (
+    attend,
+    send,
+    send_apart,
+    send_with,
+    send_wrapped,
+    take_over_cursors,
+)
 from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
 from pgaudit_ctx.emission.transactions import is_autocommit, is_open, is_read_only
-from pgaudit_ctx.emission.volatility import volatility_of
+from pgaudit_ctx.emission.volatility import may_write
 from pgaudit_ctx.errors import AuditError, UsageError
 from pgaudit_ctx.message import EMPTY
 
@@ -66,6 +76,7 @@ class _Hook:
         context: Any,
         _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
     ) -> None:
+        claim(cursor)
         compiled = context.isinsert or context.isupdate or context.isdelete
         found = DML if compiled else classify(statement)
         by_hand = context.execution_options.get(_OPTION)
@@ -92,7 +103,7 @@ class _Hook:
             return False
         if is_read_only(connection, state.read_only):
             return False
-        return volatility_of(connection.dialect).may_write(connection, found.functions)
+        return may_write(connection, found.functions)
 
     def _would_come_early(self, connection: Connection, found: Statement) -> bool:
         """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
@@ -279,10 +290,10 @@ def _target(engine: Any) -> Any:
 def _listen(target: Engine | Connection, hook: _Hook) -> _Handlers:
     handlers: _Handlers = [
         ("before_cursor_execute", hook.before_cursor_execute),
-        ("begin", forget),
+        ("begin", begin),
         ("commit", forget),
         ("rollback", forget),
-        ("begin_twophase", forget),
+        ("begin_twophase", begin_twophase),
         ("commit_twophase", forget),
         ("rollback_twophase", forget),
         ("savepoint", open_savepoint),
@@ -291,7 +302,10 @@ def _listen(target: Engine | Connection, hook: _Hook) -> _Handlers:
     ]
     for name, handler in handlers:
         event.listen(target, name, handler)
-    attend(target if isinstance(target, Engine) else target.engine)
+    if isinstance(target, Engine):
+        attend(target)
+        return handlers + take_over_cursors(target, hook)
+    attend(target.engine)
     return handlers
 
 

@@ -35,40 +35,7 @@ from pgaudit_ctx import (
 from pgaudit_ctx.errors import UsageError
 from support.clinic import Patient, Status
 from support.database import Database
-
-
-class Messages:
-    """What reaches the log, read with PostgreSQL's own test_decoding."""
-
-    def __init__(self, source: Database) -> None:
-        self._source = source
-        self._slot = f"messages_{source.name}"
-        source.execute(
-            f"SELECT pg_create_logical_replication_slot('{self._slot}', 'test_decoding')"
-        )
-
-    def all(self) -> list[str]:
-        """Each message's text and each row's operation, in order of arrival."""
-        found = []
-        for row in self._source.execute(
-            f"SELECT data FROM pg_logical_slot_get_changes('{self._slot}', NULL, NULL)"
-        ):
-            if row.data.startswith("message:"):
-                found.append(row.data.split("content:", 1)[1])
-            elif row.data.startswith("table "):
-                found.append(row.data.split(": ")[1])
-        return found
-
-    def contexts(self) -> list[str]:
-        return [entry for entry in self.all() if entry.startswith("{")]
-
-
-A, B = '{"user":"a"}', '{"user":"b"}'
-
-
-@pytest.fixture
-def messages(source: Database) -> Messages:
-    return Messages(source)
+from support.messages import A, B, Messages
 
 
 def ann(number: int = 1) -> Patient:
@@ -449,20 +416,6 @@ def test_a_read_marked_emit_emits_and_a_write_marked_skip_does_not(
         )
         connection.execute(text("SELECT writes()").execution_options(pgaudit_ctx="emit"))
     assert messages.all() == ["INSERT", A, "INSERT"]
-
-
-def test_in_autocommit_mode_nothing_is_emitted_and_the_log_says_so_once(
-    source: Database, messages: Messages, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = source.engine(isolation_level="AUTOCOMMIT")
-    install(engine)
-    with audit_context(user="a"), engine.connect() as connection:
-        connection.execute(insert(Patient).values(id=1, name="x"))
-        connection.execute(insert(Patient).values(id=2, name="x"))
-        with pytest.raises(UsageError, match="AUTOCOMMIT"):
-            emit_context(connection)
-    assert messages.all() == ["INSERT", "INSERT"]
-    assert len(caplog.records) == 1
 
 
 def test_the_servers_own_errors_pass_through_unchanged(engine: Engine) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import namedtuple_row
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from pgaudit_ctx.connection import connect
@@ -36,8 +37,21 @@ class Database:
     def sqlalchemy_url(self, driver: str = "psycopg") -> str:
         return sqlalchemy_url(self.url, driver)
 
-    def engine(self, **options: Any) -> Engine:
-        return create_engine(self.sqlalchemy_url(), poolclass=NullPool, **options)
+    def engine(self, driver: str = "psycopg", **options: Any) -> Engine:
+        options = {"poolclass": NullPool, **options}
+        if driver == "pg8000":
+            # It takes the path of a Unix socket, but not in its URL.
+            given = conninfo_to_dict(self.url)
+            host, port = given.pop("host"), given.pop("port", 5432)
+            url = URL.create(
+                "postgresql+pg8000", given.get("user"), given.get("password"), None, None, self.name
+            )
+            if host.startswith("/"):
+                options["connect_args"] = {"unix_sock": f"{host}/.s.PGSQL.{port}"}
+            else:
+                url = url.set(host=host, port=int(port))
+            return create_engine(url, **options)
+        return create_engine(self.sqlalchemy_url(driver), **options)
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True, row_factory=namedtuple_row)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from pgaudit_ctx.emission.statements import Effect, Statement
+from pgaudit_ctx.emission.transactions import is_open
 
 _STATE: Final = "pgaudit_ctx"
 
@@ -58,7 +59,11 @@ class Emitted:
 
 def emitted_of(connection: Connection) -> Emitted:
     """Give the state of a connection's current transaction."""
-    info = connection.info
+    return emitted_in(connection.info)
+
+
+def emitted_in(info: dict[Any, Any]) -> Emitted:
+    """Give the same, from SQLAlchemy's notes on the driver's connection."""
     state: Emitted | None = info.get(_STATE)
     if state is None:
         state = info[_STATE] = Emitted()
@@ -70,8 +75,27 @@ def _is_gone(connection: Connection) -> bool:
     return connection.invalidated or connection.closed
 
 
+def begin(connection: Connection) -> None:
+    """Start anew with a transaction.
+
+    Should one be open by now, as with a pool that does not roll back what is returned to it, then
+    nobody knows what was said in it.
+    """
+    if _is_gone(connection):
+        return
+    state = Emitted()
+    if is_open(connection):
+        state.text = UNKNOWN
+    connection.info[_STATE] = state
+
+
+def begin_twophase(connection: Connection, _xid: Any) -> None:
+    """Start anew with a transaction that will be prepared."""
+    begin(connection)
+
+
 def forget(connection: Connection, *_: Any) -> None:
-    """Start anew: the transaction has ended, or another begins."""
+    """Start anew: the transaction has ended."""
     if not _is_gone(connection):
         connection.info.pop(_STATE, None)
 

@@ -3,13 +3,16 @@
 Loaded only where psycopg is an engine's driver.
 """
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import generators, pq
 
+from pgaudit_ctx.emission.own_statements import claim
 from pgaudit_ctx.message import PREFIX
+
+_Connection: TypeAlias = "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
 
 _EMIT: Final = f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', ".encode()
 _FINE: Final = frozenset({pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK})
@@ -28,33 +31,48 @@ def begin_with(fairy: Any, content: str) -> None:
         psycopg.Error: If the server refuses; the transaction has then failed.
     """
     raw = fairy.driver_connection
+    command = begin_command(raw) + b"; " + emit_command(raw.pgconn, content)
     if isinstance(raw, psycopg.AsyncConnection):
-        fairy.dbapi_connection.run_async(lambda driver: _begin_async(driver, content))
+        fairy.dbapi_connection.run_async(lambda driver: _run_async(driver, command))
         return
     with raw.lock:
-        raw.wait(_begin_gen(raw, content))
+        raw.wait(simple_query(raw, command))
 
 
-async def _begin_async(connection: "psycopg.AsyncConnection[Any]", content: str) -> None:
+async def _run_async(connection: "psycopg.AsyncConnection[Any]", command: bytes) -> None:
     async with connection.lock:
-        await connection.wait(_begin_gen(connection, content))
+        await connection.wait(simple_query(connection, command))
 
 
-def _begin_gen(
-    connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", content: str
-) -> Any:
-    pgconn = connection.pgconn
-    literal = pq.Escaping(pgconn).escape_literal(content.encode("ascii"))
-    pgconn.send_query(b"%b; %b%b::text)" % (_begin_command(connection), _EMIT, literal))
-    for result in (yield from generators.execute(pgconn)):
+def simple_query(
+    connection: _Connection, command: bytes
+) -> Generator[Any, Any, list[pq.abc.PGresult]]:
+    """Send statements in the simple protocol, for ``connection.wait``; give their results.
+
+    Raises:
+        psycopg.Error: If the server refuses.
+    """
+    connection.pgconn.send_query(command)
+    results: list[pq.abc.PGresult] = yield from generators.execute(connection.pgconn)
+    for result in results:
         if result.status not in _FINE:
             raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
+    return results
 
 
-def _begin_command(
-    connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]",
-) -> bytes:
-    """Write the command that psycopg would begin this transaction with (a test compares them)."""
+def emit_command(pgconn: pq.abc.PGconn, content: str) -> bytes:
+    """Write the statement that emits a message, with libpq's own quoting.
+
+    Args:
+        pgconn: The connection that it will be sent on.
+        content: The message's text, in ASCII.
+    """
+    literal = pq.Escaping(pgconn).escape_literal(content.encode("ascii"))
+    return b"%b%b::text)" % (_EMIT, literal)
+
+
+def begin_command(connection: _Connection) -> bytes:
+    """Write the command that psycopg itself would begin a transaction with (a test compares)."""
     command = "BEGIN"
     if connection.isolation_level is not None:
         level = psycopg.IsolationLevel(connection.isolation_level).name.replace("_", " ")
@@ -77,6 +95,7 @@ def pipelined(statement: str, parameters: Any) -> Callable[[Any, Callable[[], No
     def deliver(cursor: "psycopg.Cursor[Any]", execute: Callable[[], None]) -> None:
         connection = cursor.connection
         emitting = connection.cursor()
+        claim(emitting)
         try:
             with connection.pipeline():
                 emitting.execute(statement, parameters)

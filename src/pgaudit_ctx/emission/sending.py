@@ -7,24 +7,20 @@ the ``do_execute`` events, in which SQLAlchemy hands the statement to the driver
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import Dialect, ExecutionContext
 
-from pgaudit_ctx.emission.statement_text import compiled_for
+from pgaudit_ctx.emission.own_statements import EMIT, prepared, run
 from pgaudit_ctx.emission.transactions import is_open
-from pgaudit_ctx.message import PREFIX
+from pgaudit_ctx.emission.volatility import volatility_of
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 Delivery: TypeAlias = Callable[[Any, Callable[[], None]], None]
 """Takes a cursor and what hands the statement to it; does that together with a message."""
-
-EMIT: Final = text(
-    f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', CAST(:content AS text))"
-)
 
 _due: "weakref.WeakKeyDictionary[ExecutionContext, Delivery]" = weakref.WeakKeyDictionary()
 _attended: "weakref.WeakSet[Dialect]" = weakref.WeakSet()
@@ -45,8 +41,8 @@ def send(connection: Connection, content: str) -> None:
 
 def send_apart(connection: Connection, content: str) -> None:
     """Send a message in a trip of its own."""
-    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
-    _execute_apart(connection, statement, parameters)
+    statement, parameters = prepared(connection.dialect, EMIT, content)
+    run(connection, statement, parameters)
 
 
 def send_with(connection: Connection, context: ExecutionContext, content: str) -> None:
@@ -64,7 +60,7 @@ def send_with(connection: Connection, context: ExecutionContext, content: str) -
     if psycopg is None or context.dialect.is_async or not is_open(connection):
         send(connection, content)
         return
-    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
+    statement, parameters = prepared(connection.dialect, EMIT, content)
     _due[context] = psycopg.pipelined(statement, parameters)
 
 
@@ -76,7 +72,7 @@ def send_wrapped(connection: Connection, context: ExecutionContext, content: str
         context: Of a single statement that runs alike inside of a transaction and outside.
         content: The message's text.
     """
-    statement, parameters = compiled_for(connection.dialect, EMIT)(content)
+    statement, parameters = prepared(connection.dialect, EMIT, content)
     psycopg = _psycopg(connection)
     if psycopg is not None and not context.dialect.is_async:
         # What a pipeline holds is one transaction by itself.
@@ -84,16 +80,16 @@ def send_wrapped(connection: Connection, context: ExecutionContext, content: str
         return
 
     def deliver(_cursor: Any, execute: Callable[[], None]) -> None:
-        _execute_apart(connection, "BEGIN", ())
+        run(connection, "BEGIN")
         try:
-            _execute_apart(connection, statement, parameters)
+            run(connection, statement, parameters)
             execute()
         except BaseException:
             # Why it failed is what counts, also if the connection is gone.
             with contextlib.suppress(connection.dialect.loaded_dbapi.Error):
-                _execute_apart(connection, "ROLLBACK", ())
+                run(connection, "ROLLBACK")
             raise
-        _execute_apart(connection, "COMMIT", ())
+        run(connection, "COMMIT")
 
     _due[context] = deliver
 
@@ -137,14 +133,6 @@ def _deliver(cursor: Any, context: ExecutionContext | None, execute: Callable[[]
     return True
 
 
-def _execute_apart(connection: Connection, statement: str, parameters: Any) -> None:
-    cursor = connection.connection.cursor()
-    try:
-        connection.dialect.do_execute(cursor, statement, parameters)
-    finally:
-        cursor.close()
-
-
 def _psycopg(connection: Connection) -> "ModuleType | None":
     if connection.dialect.driver != "psycopg":
         return None
@@ -152,3 +140,27 @@ def _psycopg(connection: Connection) -> "ModuleType | None":
     from pgaudit_ctx.emission import psycopg_driver
 
     return psycopg_driver
+
+
+def take_over_cursors(engine: Engine, hook: Any) -> list[tuple[str, Callable[..., None]]]:
+    """Let the driver's own cursors emit by themselves, where the driver can do that.
+
+    Args:
+        engine: The engine whose pool hands out the connections.
+        hook: The installation that explains their writes.
+
+    Returns:
+        The listeners that were attached to the engine.
+    """
+    if engine.dialect.driver != "psycopg":
+        return []
+    volatility = volatility_of(engine.dialect)
+
+    def checkout(_connection: Any, record: Any, _fairy: Any) -> None:
+        # The application need not have psycopg: this is only loaded where it is the driver.
+        from pgaudit_ctx.emission import driver_cursors
+
+        driver_cursors.take_over(record.driver_connection, hook, record.info, volatility)
+
+    event.listen(engine, "checkout", checkout)
+    return [("checkout", checkout)]

@@ -5,16 +5,16 @@ none of ``pg_catalog`` writes into a table that is captured.
 """
 
 import weakref
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.engine.interfaces import Dialect
 
-from pgaudit_ctx.emission.statement_text import compiled_for
+from pgaudit_ctx.emission.own_statements import prepared, run
 
-# Names arrive as one text, since drivers disagree about arrays; no name holds a line break here.
-_QUERY: Final = text(
+# Names arrive as one text, since drivers disagree about arrays.
+VOLATILE_AMONG: Final = text(
     r"""
     SELECT asked.name
     FROM unnest(string_to_array(CAST(:content AS text), E'\n')) AS asked(name)
@@ -29,39 +29,29 @@ _QUERY: Final = text(
 
 
 class Volatility:
-    """What is known of the functions behind one engine."""
+    """What is known of the functions behind one engine.
+
+    What nobody knows counts as volatile: it may be made later. So does every function of the same
+    name in whatever schema, for which one is meant depends on the search path.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, bool] = {}
 
-    def may_write(self, connection: Connection, names: Iterable[str]) -> bool:
-        """Say whether one of these functions may write.
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Give those of the names that were not asked for yet."""
+        # The question is one line for each name.
+        self._known.update({name: True for name in names if "\n" in name})
+        return [name for name in names if name not in self._known]
 
-        What nobody knows counts as volatile: it may be made later. So does every function of the
-        same name in whatever schema, for which one is meant depends on the search path.
+    def learn(self, asked: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Take over what ``VOLATILE_AMONG`` answered to the names that were asked for."""
+        volatile = {row[0] for row in rows}
+        self._known.update({name: name in volatile for name in asked})
 
-        Args:
-            connection: Where to ask for those that were not asked for before; in the transaction
-                that is about to call them, which takes its snapshot then anyway.
-            names: As :func:`pgaudit_ctx.emission.calls.called_functions` gives them.
-        """
-        known = self._known
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            found = self._ask(connection, unknown)
-            known.update({name: name in found for name in unknown})
-        return any(known[name] for name in names)
-
-    def _ask(self, connection: Connection, names: list[str]) -> set[str]:
-        certain = {name for name in names if "\n" in name}
-        dialect = connection.dialect
-        statement, parameters = compiled_for(dialect, _QUERY)("\n".join(names))
-        cursor = connection.connection.cursor()
-        try:
-            dialect.do_execute(cursor, statement, parameters)
-            return certain | {row[0] for row in cursor.fetchall()}
-        finally:
-            cursor.close()
+    def may_write(self, names: Iterable[str]) -> bool:
+        """Say whether one of these functions may write."""
+        return any(self._known.get(name, True) for name in names)
 
 
 _by_dialect: "weakref.WeakKeyDictionary[Dialect, Volatility]" = weakref.WeakKeyDictionary()
@@ -73,3 +63,19 @@ def volatility_of(dialect: Dialect) -> Volatility:
     if known is None:
         known = _by_dialect[dialect] = Volatility()
     return known
+
+
+def may_write(connection: Connection, names: Iterable[str]) -> bool:
+    """Say whether one of these functions may write, asking the server for those not known yet.
+
+    Args:
+        connection: Where to ask: in the transaction that is about to call them, which takes its
+            snapshot then anyway.
+        names: As :func:`pgaudit_ctx.emission.calls.called_functions` gives them.
+    """
+    volatility = volatility_of(connection.dialect)
+    unknown = volatility.unknown(names)
+    if unknown:
+        question = prepared(connection.dialect, VOLATILE_AMONG, "\n".join(unknown))
+        volatility.learn(unknown, run(connection, *question))
+    return volatility.may_write(names)

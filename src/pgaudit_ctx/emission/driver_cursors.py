@@ -1,0 +1,231 @@
+"""Cursors of psycopg that emit by themselves, for work that goes past SQLAlchemy.
+
+psycopg lets a connection have its own cursor classes, so what is written through
+``connection.connection.driver_connection`` is explained like everything else, COPY included.
+Loaded only where psycopg is an engine's driver.
+"""
+
+import weakref
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol, TypeAlias
+
+import psycopg
+from psycopg import pq, sql
+
+from pgaudit_ctx.emission.composer import Composer
+from pgaudit_ctx.emission.emitted import UNKNOWN, emitted_in
+from pgaudit_ctx.emission.psycopg_driver import begin_command, emit_command, simple_query
+from pgaudit_ctx.emission.statements import Effect, Statement, classify
+from pgaudit_ctx.emission.volatility import VOLATILE_AMONG, Volatility
+from pgaudit_ctx.errors import AuditError
+from pgaudit_ctx.message import EMPTY
+
+_Connection: TypeAlias = "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
+_UNTOLD: Final = Statement(Effect.WRITES)
+
+
+class Installation(Protocol):
+    """What the cursors have to know of the hook."""
+
+    composer: Composer
+    active: bool
+
+
+class _Owner:
+    """Who explains what is written on one driver's connection."""
+
+    def __init__(self, hook: Installation, info: dict[Any, Any], volatility: Volatility) -> None:
+        self.hook = hook
+        self.info = info
+        self.volatility = volatility
+
+
+_owners: "weakref.WeakKeyDictionary[_Connection, _Owner]" = weakref.WeakKeyDictionary()
+_classes: dict[type, type] = {}
+
+
+def take_over(
+    connection: _Connection, hook: Installation, info: dict[Any, Any], volatility: Volatility
+) -> None:
+    """Let a connection's cursors emit by themselves from now on.
+
+    Args:
+        connection: The driver's.
+        hook: The installation that explains its writes.
+        info: SQLAlchemy's notes on this connection.
+        volatility: What is known of the functions behind the engine.
+    """
+    owner = _owners.get(connection)
+    if owner is not None and owner.hook is hook:
+        return
+    _owners[connection] = _Owner(hook, info, volatility)
+    connection.cursor_factory = _emitting(connection.cursor_factory)
+
+
+def _emitting(cursor_class: Any) -> Any:
+    """Make the class of cursors that emits by itself, out of the one a connection has."""
+    if issubclass(cursor_class, _EmittingCursor | _EmittingAsyncCursor):
+        return cursor_class
+    made = _classes.get(cursor_class)
+    if made is None:
+        asynchronous = issubclass(cursor_class, psycopg.AsyncCursor)
+        mixin = _EmittingAsyncCursor if asynchronous else _EmittingCursor
+        made = _classes[cursor_class] = type(cursor_class.__name__, (mixin, cursor_class), {})
+    return made
+
+
+class _EmittingCursor:
+    claimed = False
+    connection: Any
+
+    def _explain(self, query: Any) -> None:
+        if self.claimed:
+            return
+        connection = self.connection
+        with connection.lock:
+            connection.wait(_explain_gen(connection, query))
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        self._explain(query)
+        return super().execute(query, *args, **options)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **options: Any) -> Any:
+        self._explain(query)
+        return super().executemany(query, *args, **options)  # type: ignore[misc]
+
+    def stream(self, query: Any, *args: Any, **options: Any) -> Any:
+        self._explain(query)
+        return super().stream(query, *args, **options)  # type: ignore[misc]
+
+    def copy(self, statement: Any, *args: Any, **options: Any) -> Any:
+        self._explain(statement)
+        return super().copy(statement, *args, **options)  # type: ignore[misc]
+
+
+class _EmittingAsyncCursor:
+    claimed = False
+    connection: Any
+
+    async def _explain(self, query: Any) -> None:
+        if self.claimed:
+            return
+        connection = self.connection
+        async with connection.lock:
+            await connection.wait(_explain_gen(connection, query))
+
+    async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        await self._explain(query)
+        return await super().execute(query, *args, **options)  # type: ignore[misc]
+
+    async def executemany(self, query: Any, *args: Any, **options: Any) -> Any:
+        await self._explain(query)
+        return await super().executemany(query, *args, **options)  # type: ignore[misc]
+
+    async def stream(self, query: Any, *args: Any, **options: Any) -> Any:
+        await self._explain(query)
+        async for row in super().stream(query, *args, **options):  # type: ignore[misc]
+            yield row
+
+    @asynccontextmanager
+    async def copy(self, statement: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        await self._explain(statement)
+        async with super().copy(statement, *args, **options) as copy:  # type: ignore[misc]
+            yield copy
+
+
+def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, None]:
+    """Emit what explains a statement, if it may write.
+
+    What was emitted before does not count here: a savepoint or a transaction that was ended past
+    SQLAlchemy may have taken it away. A message twice is harmless.
+    """
+    owner = _owners.get(connection)
+    if owner is None or not owner.hook.active:
+        return
+    found = _classified(connection, query)
+    state = emitted_in(owner.info)
+    if found.unclear or found.effect not in {Effect.READS, Effect.WRITES}:
+        state.text = UNKNOWN
+    composer = owner.hook.composer
+    # In a transaction that has failed the statement's own error is due, not one of ours.
+    if (state.text is None and not composer.speaks()) or _has_failed(connection):
+        return
+    if not (yield from _writes_gen(connection, owner, found)):
+        return
+    content = _composed(connection, owner)
+    if content is None or not _can_be_told(connection, composer):
+        return
+    command = emit_command(connection.pgconn, content)
+    if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+        command = begin_command(connection) + b"; " + command
+    yield from simple_query(connection, command)
+    state.text = UNKNOWN
+
+
+def _composed(connection: _Connection, owner: _Owner) -> str | None:
+    """Compose what is to be said; ``None`` if it is nothing."""
+    state = emitted_in(owner.info)
+    read_only = _is_read_only(connection, state.read_only)
+    try:
+        content = owner.hook.composer.compose()
+    except AuditError:
+        if read_only:
+            return None  # nothing will be written that would need a context
+        raise
+    return None if read_only or (content == EMPTY and state.text is None) else content
+
+
+def _can_be_told(connection: _Connection, composer: Composer) -> bool:
+    pgconn = connection.pgconn
+    if pgconn.pipeline_status != pq.PipelineStatus.OFF:
+        composer.complain(
+            "pipeline",
+            "what is written in a pipeline of the driver's own connection is captured without "
+            "context: call emit_context() before the pipeline is entered",
+        )
+        return False
+    if connection.autocommit and pgconn.transaction_status == pq.TransactionStatus.IDLE:
+        composer.complain(
+            "AUTOCOMMIT, past SQLAlchemy",
+            "what is written on the driver's own connection in AUTOCOMMIT mode is captured "
+            "without context: use transactions for it",
+        )
+        return False
+    return True
+
+
+def _writes_gen(
+    connection: _Connection, owner: _Owner, found: Statement
+) -> Generator[Any, Any, bool]:
+    if found.effect is Effect.WRITES or not found.functions:
+        return found.effect is Effect.WRITES
+    unknown = owner.volatility.unknown(found.functions)
+    if unknown and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF:
+        literal = pq.Escaping(connection.pgconn).escape_literal("\n".join(unknown).encode())
+        question = VOLATILE_AMONG.text.encode().replace(b":content", literal)
+        (result,) = yield from simple_query(connection, question)
+        rows = [((result.get_value(row, 0) or b"").decode(),) for row in range(result.ntuples)]
+        owner.volatility.learn(unknown, rows)
+    return owner.volatility.may_write(found.functions)
+
+
+def _classified(connection: _Connection, query: Any) -> Statement:
+    if isinstance(query, sql.Composable):
+        return classify(query.as_string(connection))
+    if isinstance(query, bytes):
+        return classify(query.decode(connection.info.encoding, errors="replace"))
+    return classify(query) if isinstance(query, str) else _UNTOLD
+
+
+def _has_failed(connection: _Connection) -> bool:
+    return connection.pgconn.transaction_status == pq.TransactionStatus.INERROR
+
+
+def _is_read_only(connection: _Connection, said: bool | None) -> bool:  # noqa: FBT001 - a value
+    report = connection.info.parameter_status
+    if report("in_hot_standby") == "on":
+        return True
+    if said is None:
+        said = connection.read_only
+    return said if said is not None else report("default_transaction_read_only") == "on"
