@@ -368,8 +368,8 @@ def main() -> None:
         samples = measure(options, rows, server)
         print(
             f"PostgreSQL {server.version}, CPython {platform.python_version()},"
-            f" SQLAlchemy {sqlalchemy.__version__}, {options.rounds} rounds of {options.pairs} pairs of {options.transactions}"
-            " transactions; medians and their 95 % intervals\n"
+            f" SQLAlchemy {sqlalchemy.__version__}; {options.rounds} rounds of {options.pairs}"
+            f" pairs of {options.transactions} transactions; medians and their 95 % intervals\n"
         )
         report(samples, options.delay)
         with Runner(sys.executable) as runner:
