@@ -84,23 +84,35 @@ def begin_command(connection: _Connection) -> bytes:
     return command.encode()
 
 
-def pipelined(statement: str, parameters: Any) -> Callable[[Any, Callable[[], None]], None]:
+def pipelined(
+    statement: str, parameters: Any, *, committed: bool = False
+) -> Callable[[Any, Callable[[], None]], None]:
     """Make a delivery that sends a message and a statement in one trip, in psycopg's pipeline.
 
     Args:
         statement: What emits the message.
         parameters: Its parameters.
+        committed: Put both into a transaction of their own. What a pipeline holds is one anyway,
+            but psycopg does not expect an error from its end, as a deferred constraint gives.
     """
 
     def deliver(cursor: "psycopg.Cursor[Any]", execute: Callable[[], None]) -> None:
         connection = cursor.connection
-        emitting = connection.cursor()
-        claim(emitting)
+        beside = connection.cursor()
+        claim(beside)
         try:
             with connection.pipeline():
-                emitting.execute(statement, parameters)
+                if committed:
+                    beside.execute("BEGIN")
+                beside.execute(statement, parameters)
                 execute()
+                if committed:
+                    beside.execute("COMMIT")
+        except BaseException:
+            if committed and not connection.closed:
+                beside.execute("ROLLBACK")
+            raise
         finally:
-            emitting.close()
+            beside.close()
 
     return deliver

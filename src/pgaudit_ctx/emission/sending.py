@@ -75,8 +75,7 @@ def send_wrapped(connection: Connection, context: ExecutionContext, content: str
     statement, parameters = prepared(connection.dialect, EMIT, content)
     psycopg = _psycopg(connection)
     if psycopg is not None and not context.dialect.is_async:
-        # What a pipeline holds is one transaction by itself.
-        _due[context] = psycopg.pipelined(statement, parameters)
+        _due[context] = psycopg.pipelined(statement, parameters, committed=True)
         return
 
     def deliver(_cursor: Any, execute: Callable[[], None]) -> None:

@@ -1,0 +1,171 @@
+"""In AUTOCOMMIT mode message and statement share one transaction, and nothing else changes."""
+
+import pytest
+from sqlalchemy import Engine, exc, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from pgaudit_ctx import audit_context, emit_context, install
+from pgaudit_ctx.errors import UsageError
+from support.clinic import Patient, Status
+from support.database import Database
+from support.messages import A, Messages
+
+PLAIN = "INSERT INTO patient (id, name, status) VALUES (1, 'x', 'ACTIVE')"
+
+
+@pytest.fixture(params=["psycopg", "psycopg2", "pg8000"])
+def autocommit(request: pytest.FixtureRequest, source: Database) -> Engine:
+    engine = source.engine(request.param, isolation_level="AUTOCOMMIT")
+    install(engine)
+    return engine
+
+
+def insert_ann(number: int = 1):
+    return insert(Patient).values(id=number, name="x")
+
+
+def test_each_write_is_explained_and_committed_by_itself(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    with audit_context(user="a"), autocommit.connect() as connection:
+        assert connection.execute(insert_ann(1).returning(Patient.id)).scalar_one() == 1
+        assert source.execute("SELECT count(*) FROM patient") == [(1,)]
+        connection.execute(insert_ann(2))
+        assert connection.execute(update(Patient).values(name="y")).rowcount == 2
+        connection.execute(text("DELETE FROM patient WHERE id = 2"))
+        assert source.execute("SELECT count(*) FROM patient") == [(1,)]
+    assert messages.all() == [A, "INSERT", A, "INSERT", A, "UPDATE", "UPDATE", A, "DELETE"]
+
+
+def test_many_rows_in_one_execution_share_one_message(
+    messages: Messages, autocommit: Engine
+) -> None:
+    rows = [{"id": number, "name": "x", "status": Status.ACTIVE} for number in (1, 2, 3)]
+    with audit_context(user="a"), autocommit.connect() as connection:
+        connection.execute(insert(Patient), rows)
+    assert messages.contexts()[:1] == [A]
+
+
+def test_a_connection_that_is_set_to_autocommit_is_explained_too(
+    source: Database, messages: Messages
+) -> None:
+    engine = source.engine()
+    install(engine)
+    with audit_context(user="a"):
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(insert_ann(1))
+        with engine.begin() as connection:
+            connection.execute(insert_ann(2))
+    assert messages.all() == [A, "INSERT", A, "INSERT"]
+
+
+def test_a_failed_write_leaves_nothing_and_the_connection_usable(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    source.execute(PLAIN)
+    messages.all()
+    with audit_context(user="a"), autocommit.connect() as connection:
+        with pytest.raises(exc.IntegrityError):
+            connection.execute(insert_ann(1))
+        connection.execute(insert_ann(2))
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_a_deferred_constraint_fails_the_statement_as_it_would_without_the_hook(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    source.execute("CREATE TABLE d (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    source.execute("INSERT INTO d VALUES (1)")
+    messages.all()
+    with audit_context(user="a"), autocommit.connect() as connection:
+        with pytest.raises(exc.IntegrityError):
+            connection.execute(text("INSERT INTO d VALUES (1)"))
+        connection.execute(text("INSERT INTO d VALUES (2)"))
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_a_volatile_function_is_explained_and_a_read_takes_no_transaction(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    source.execute(
+        f"CREATE FUNCTION admit() RETURNS int LANGUAGE sql AS $$ {PLAIN} RETURNING id $$"
+    )
+    with audit_context(user="a"), autocommit.connect() as connection:
+        connection.execute(select(Patient)).all()
+        assert connection.execute(select(func.admit())).scalar_one() == 1
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_what_cannot_run_in_a_transaction_runs_untouched(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    source.execute(
+        "CREATE PROCEDURE commits() LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO patient (id, name, status) VALUES (1, 'x', 'ACTIVE'); COMMIT; END $$"
+    )
+    with audit_context(user="a"), autocommit.connect() as connection:
+        for statement in (
+            "VACUUM patient",
+            "CREATE INDEX CONCURRENTLY by_name ON patient (name)",
+            "CALL commits()",
+            "DO $$ BEGIN UPDATE patient SET name = 'y'; COMMIT; END $$",
+            "REINDEX TABLE CONCURRENTLY patient",
+        ):
+            connection.execute(text(statement))
+    assert messages.all() == ["INSERT", "UPDATE"]
+
+
+def test_what_is_left_unexplained_is_said_once_in_the_log(
+    source: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = source.engine(isolation_level="AUTOCOMMIT")
+    install(engine)
+    with audit_context(user="a"), engine.connect() as connection:
+        for _ in range(2):
+            connection.execute(text("DO $$ BEGIN END $$"))
+    assert [record.message.count("AUTOCOMMIT") for record in caplog.records] == [1]
+
+
+def test_a_transaction_begun_as_text_keeps_its_writes_together(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    with audit_context(user="a"), autocommit.connect() as connection:
+        connection.execute(text("BEGIN"))
+        connection.execute(insert_ann(1))
+        connection.execute(text("ROLLBACK"))
+        connection.execute(text("BEGIN"))
+        connection.execute(insert_ann(2))
+        connection.execute(text("COMMIT"))
+    assert source.execute("SELECT id FROM patient") == [(2,)]
+    assert messages.all() == [A, "INSERT"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_the_asynchronous_drivers_do_so_too(
+    source: Database, messages: Messages, driver: str
+) -> None:
+    engine = create_async_engine(
+        source.sqlalchemy_url(driver), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    install(engine)
+    with audit_context(user="a"):
+        async with engine.connect() as connection:
+            await connection.execute(insert_ann(1))
+            with pytest.raises(exc.IntegrityError):
+                await connection.execute(insert_ann(1))
+            result = await connection.execute(insert_ann(2).returning(Patient.id))
+            assert result.scalar_one() == 2
+            await connection.execute(text("VACUUM patient"))
+    await engine.dispose()
+    assert messages.all() == [A, "INSERT", A, "INSERT"]
+
+
+def test_emit_context_needs_a_transaction(source: Database) -> None:
+    engine = source.engine(isolation_level="AUTOCOMMIT")
+    with (
+        audit_context(user="a"),
+        engine.connect() as connection,
+        pytest.raises(UsageError, match="AUTOCOMMIT"),
+    ):
+        emit_context(connection)
