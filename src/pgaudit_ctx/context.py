@@ -21,6 +21,7 @@ from pgaudit_ctx.message import MAX_TEXT, encode_context, plain_context
 _F = TypeVar("_F", bound=Callable[..., Any])
 _R = TypeVar("_R")
 
+_NESTED: Final = frozenset({dict, list})
 _CERTAINLY_SMALL: Final = MAX_TEXT // 12
 """Characters that stay under the limit however they are escaped: at most twelve bytes each."""
 
@@ -99,10 +100,17 @@ def current_context() -> Mapping[str, Any] | None:
 
     Returns:
         A read-only mapping of plain JSON values (a UUID is its text by now), or ``None`` outside
-        of any scope.
+        of any scope. Lists and dicts in it are copies.
     """
     scope = _innermost.get()
-    return None if scope is None else scope.merged
+    return None if scope is None else _shown(scope.merged)
+
+
+def _shown(merged: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the context to the application so that nothing it does reaches the scope."""
+    if not any(type(value) in _NESTED for value in merged.values()):
+        return merged
+    return types.MappingProxyType(copy.deepcopy(dict(merged)))
 
 
 def bind_context(**values: Any) -> None:
@@ -242,7 +250,7 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
         scope = Scope(plain_context(self._given), _innermost.get())
         _check_size(scope.merged)
         self._opened.append((scope, _innermost.set(scope)))
-        return scope.merged
+        return _shown(scope.merged)
 
     def _close(self) -> None:
         # One object may be entered by several tasks at once: leave this one's own scope.

@@ -30,6 +30,7 @@ from pgaudit_ctx.emission.emitted import (
 from pgaudit_ctx.emission.own_statements import EMIT, claim
 from pgaudit_ctx.emission.sending import (
     attend,
+    can_send_with,
     send,
     send_apart,
     send_with,
@@ -152,7 +153,7 @@ class _Hook:
         if is_open(connection):
             # BEGIN was sent as text; where that transaction ends is not always to be seen.
             send_apart(connection, content)
-        elif wrappable:
+        elif wrappable and can_send_with(connection):
             send_wrapped(connection, context, content)
         else:
             self.composer.complain(

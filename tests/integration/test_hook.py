@@ -12,6 +12,7 @@ from sqlalchemy import (
     Engine,
     create_engine,
     delete,
+    event,
     exc,
     insert,
     literal_column,
@@ -523,3 +524,21 @@ def test_the_connections_of_an_audited_sessionmaker_are_forgotten_too(
     gc.collect()
     assert [reference() for reference in alive] == [None] * 3
     assert maker() is None
+
+
+@pytest.mark.parametrize("mode", ["SERIALIZABLE", "AUTOCOMMIT"])
+def test_somebody_else_who_hands_statements_to_the_driver_is_still_heard(
+    source: Database, messages: Messages, mode: str
+) -> None:
+    heard = []
+    engine = source.engine(isolation_level=mode)
+    install(engine)
+    event.listen(
+        engine, "do_execute", lambda cursor, statement, *_: heard.append(statement.split()[0])
+    )
+    with audit_context(user="a"), engine.connect() as connection:
+        connection.execute(select(Patient))
+        connection.execute(insert(Patient).values(id=1, name="x"))
+        connection.commit()
+    assert heard == ["SELECT", "INSERT"]
+    assert messages.all() == ([A, "INSERT"] if mode == "SERIALIZABLE" else ["INSERT"])

@@ -389,3 +389,11 @@ def test_binding_to_an_outer_scope_renews_the_text_of_the_inner_one() -> None:
 def test_an_empty_scope_has_the_text_that_clears() -> None:
     with audit_context():
         assert scope().text == "{}"
+
+
+def test_what_is_nested_in_the_context_cannot_be_changed_from_outside() -> None:
+    with audit_context(request={"ip": "::1"}, tags=["a"]) as entered:
+        for shown in (entered, current_context()):
+            shown["request"]["ip"] = "forged"
+            shown["tags"].append("forged")
+        assert current_context() == {"request": {"ip": "::1"}, "tags": ["a"]}

@@ -60,8 +60,24 @@ def send_with(connection: Connection, context: ExecutionContext, content: str) -
     if psycopg is None or context.dialect.is_async or not is_open(connection):
         send(connection, content)
         return
+    if not can_send_with(connection):
+        send_apart(connection, content)
+        return
     statement, parameters = prepared(connection.dialect, EMIT, content)
     _due[context] = psycopg.pipelined(statement, parameters)
+
+
+def can_send_with(connection: Connection) -> bool:
+    """Say whether nobody else wants to hand statements to the driver.
+
+    One listener keeps the others from being asked: theirs would not be heard, or ours would not.
+    """
+    dispatch = connection.dialect.dispatch
+    return (
+        len(dispatch.do_execute) == 1
+        and len(dispatch.do_executemany) == 1
+        and len(dispatch.do_execute_no_params) == 1
+    )
 
 
 def send_wrapped(connection: Connection, context: ExecutionContext, content: str) -> None:
