@@ -533,6 +533,7 @@ def test_somebody_else_who_hands_statements_to_the_driver_is_still_heard(
     heard = []
     engine = source.engine(isolation_level=mode)
     install(engine)
+    engine.connect().close()  # the dialect asks its own questions once
     event.listen(
         engine, "do_execute", lambda cursor, statement, *_: heard.append(statement.split()[0])
     )
