@@ -63,11 +63,16 @@ def server_of_its_own(server: Server, settings: Mapping[str, str]) -> EmbeddedPo
 
 @contextmanager
 def _container() -> Iterator[Server]:
-    from testcontainers.postgres import PostgresContainer
+    try:
+        from testcontainers.community.postgres import PostgresContainer
+    except ImportError:  # before 4.15
+        from testcontainers.postgres import PostgresContainer
 
     image = os.environ.get("PGAUDIT_CTX_TEST_IMAGE", "postgres:15")
     container = PostgresContainer(image, username="postgres", dbname="postgres").with_command(
         "postgres -c wal_level=logical -c max_replication_slots=50 -c max_wal_senders=50"
+        " -c max_prepared_transactions=10 -c fsync=off"
     )
+    container.with_env("LANG", "C.UTF-8")  # what initdb takes the encoding from
     with container:
         yield RemoteServer(container.get_connection_url(driver=None))
