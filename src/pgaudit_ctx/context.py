@@ -9,21 +9,19 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
 from pgaudit_ctx.errors import ContextInvalid, NoOpenScope
-from pgaudit_ctx.message import MAX_TEXT, encode_context, plain_context
+from pgaudit_ctx.message import MAX_TEXT, encode_context, measured_context
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _R = TypeVar("_R")
 
 _NESTED: Final = frozenset({dict, list})
-_CERTAINLY_SMALL: Final = MAX_TEXT // 12
-"""Characters that stay under the limit however they are escaped: at most twelve bytes each."""
 
 
 class _Flushable(Protocol):
@@ -37,11 +35,13 @@ _binding: Final = threading.Lock()
 class Scope:
     """One open context: its own values over those of the scope around it."""
 
-    __slots__ = ("_memo", "_own", "_parent", "_version", "validated_by")
+    __slots__ = ("_memo", "_own", "_parent", "_version", "bound", "validated_by")
 
-    def __init__(self, own: dict[str, Any], parent: "Scope | None") -> None:
+    def __init__(self, own: dict[str, Any], bound: int, parent: "Scope | None") -> None:
         self._own = own
         self._parent = parent
+        self.bound: int = bound if parent is None else bound + parent.bound
+        """Bytes that the text of the merged context surely does not exceed."""
         self._version = 0
         self._memo: tuple[int, Mapping[str, Any], str | None] | None = None
         self.validated_by: tuple[int, object] | None = None
@@ -56,11 +56,16 @@ class Scope:
         """A number that grows with every change to this scope or to one around it."""
         return self._version + (self._parent.stamp if self._parent is not None else 0)
 
-    def bind(self, values: dict[str, Any]) -> None:
+    def bind(self, values: dict[str, Any], bound: int) -> None:
         """Add values to this scope, replacing those of the same name."""
         with _binding:
-            _check_size({**self.merged, **values})
+            merged = {**self.merged, **values}
+            if self.bound + bound > MAX_TEXT:
+                self.bound = len(encode_context(merged))
+            else:
+                self.bound += bound
             self._own = {**self._own, **values}
+            self.bound = bound
             self._version += 1
 
     @property
@@ -113,6 +118,27 @@ def _shown(merged: Mapping[str, Any]) -> Mapping[str, Any]:
     return types.MappingProxyType(copy.deepcopy(dict(merged)))
 
 
+class _Entered(Mapping[str, Any]):
+    """What ``with audit_context(...) as context:`` gives: merged only if somebody looks at it."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __getitem__(self, key: str) -> Any:
+        return _shown(self._scope.merged)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scope.merged)
+
+    def __len__(self) -> int:
+        return len(self._scope.merged)
+
+    def __repr__(self) -> str:
+        return repr(dict(self._scope.merged))
+
+
 def bind_context(**values: Any) -> None:
     """Add values to the innermost open scope.
 
@@ -132,7 +158,7 @@ def bind_context(**values: Any) -> None:
             "bind_context() needs an open scope: call it inside "
             "`with audit_context(...):`, or install the middleware that opens one per request"
         )
-    scope.bind(plain_context(values))
+    scope.bind(*measured_context(values))
 
 
 class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
@@ -196,6 +222,9 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
         return self._open()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._flush is None:
+            self._close()
+            return
         try:
             if kind is None and self._flush is not None:
                 self._flush.flush()
@@ -247,19 +276,25 @@ class audit_context:  # noqa: N801 - used as a verb, like contextlib.suppress
         return audit_context(self._given, flush=self._flush)
 
     def _open(self) -> Mapping[str, Any]:
-        scope = Scope(plain_context(self._given), _innermost.get())
-        _check_size(scope.merged)
+        parent = _innermost.get()
+        own, bound = measured_context(self._given)
+        scope = Scope(own, bound, parent)
+        if scope.bound > MAX_TEXT:
+            scope.bound = len(encode_context(dict(scope.merged)))
         self._opened.append((scope, _innermost.set(scope)))
-        return _shown(scope.merged)
+        return _Entered(scope)
 
     def _close(self) -> None:
-        # One object may be entered by several tasks at once: leave this one's own scope.
-        if not self._opened:
+        opened = self._opened
+        if not opened:
             return  # entering it failed
-        innermost = _innermost.get()
-        entered = self._opened
-        own = (i for i in range(len(entered) - 1, -1, -1) if entered[i][0] is innermost)
-        scope, token = entered.pop(next(own, -1))
+        scope, token = opened.pop()
+        if opened and scope is not _innermost.get():
+            # One object may be entered by several tasks at once: leave this one's own scope.
+            opened.append((scope, token))
+            innermost = _innermost.get()
+            own = next((i for i, entry in enumerate(opened) if entry[0] is innermost), -1)
+            scope, token = opened.pop(own)
         try:
             _innermost.reset(token)
         except ValueError:
@@ -292,20 +327,3 @@ def load_context(value: Mapping[str, Any] | None) -> audit_context:
         ContextInvalid: If the value is not such a mapping.
     """
     return audit_context(value)
-
-
-def _check_size(merged: Mapping[str, Any]) -> None:
-    """Refuse a context that is too large, without building the text of one that is small."""
-    characters = 0
-    for key, value in merged.items():
-        if type(value) is str:
-            characters += len(key) + len(value) + 8
-        elif type(value) is int:
-            characters += len(key) + 8 + value.bit_length() // 3
-        elif value is None or type(value) in {bool, float}:
-            characters += len(key) + 32
-        else:
-            characters = _CERTAINLY_SMALL
-        if characters >= _CERTAINLY_SMALL:
-            encode_context(dict(merged))
-            return

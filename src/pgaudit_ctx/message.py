@@ -31,6 +31,8 @@ MAX_TEXT: Final = 64 * 1024
 
 _PLAIN: Final = frozenset({bool, int, type(None)})
 _MAX_DEPTH: Final = 64
+_encoder: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+_WIDEST: Final = 12  # bytes of one character: a pair of escaped surrogates
 
 
 def plain(value: Any, path: str) -> Any:
@@ -163,16 +165,41 @@ def plain_context(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ContextInvalid: If a key is not text or is reserved, or a value cannot be carried.
     """
+    return measured_context(values)[0]
+
+
+def measured_context(values: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Do the same, and say how long the text may be, without building it.
+
+    Returns:
+        The new dict, and a number of bytes that ``encode_context`` surely does not exceed for it;
+        more than the limit where only the text itself can tell.
+    """
     if MARKER in values:
         raise ContextInvalid(
             f"the context key {MARKER!r} is reserved for this package: use another name"
         )
-    return {
-        _checked_key(key, "the context"): value
-        if type(value) in _PLAIN
-        else _plain(value, key if type(key) is str else "the context", 0)
-        for key, value in values.items()
-    }
+    made = {}
+    bound = 2
+    for key, value in values.items():
+        # Text in ASCII, which most contexts consist of, is told apart without a call.
+        if type(key) is not str or not key.isascii() or "\0" in key:
+            _checked_key(key, "the context")
+        if type(value) is str and value.isascii() and "\0" not in value:
+            made[key] = value
+            bound += 6 + _WIDEST * (len(key) + len(value))
+            continue
+        plain_value = made[key] = value if type(value) in _PLAIN else _plain(value, key, 0)
+        bound += 6 + _WIDEST * len(key) + _size_bound(plain_value)
+    return made, bound
+
+
+def _size_bound(value: Any) -> int:
+    if type(value) is str:
+        return _WIDEST * len(value)
+    if type(value) is int:
+        return 2 + value.bit_length() // 3
+    return 32 if value is None or type(value) in {bool, float} else MAX_TEXT
 
 
 def encode_context(values: Mapping[str, Any]) -> str:
@@ -188,7 +215,7 @@ def encode_context(values: Mapping[str, Any]) -> str:
         ContextInvalid: If the text is longer than 64 KiB.
     """
     try:
-        text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        text = _encoder.encode(values)
     except ValueError as error:
         raise ContextInvalid(
             f"the context cannot be written as JSON ({error}): pass very large numbers as text"

@@ -382,7 +382,7 @@ def test_binding_to_an_outer_scope_renews_the_text_of_the_inner_one() -> None:
         outer = scope()
         with audit_context(reason="r"):
             assert json.loads(scope().text) == {"user": "a", "reason": "r"}
-            outer.bind({"user": "b"})
+            outer.bind({"user": "b"}, 20)
             assert json.loads(scope().text) == {"user": "b", "reason": "r"}
 
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from pgaudit_ctx.errors import ContextInvalid
-from pgaudit_ctx.message import MAX_TEXT, encode_context, plain, plain_context
+from pgaudit_ctx.message import (
+    MAX_TEXT,
+    encode_context,
+    measured_context,
+    plain,
+    plain_context,
+)
 
 
 class Colour(enum.Enum):
@@ -194,3 +200,19 @@ def test_any_json_context_comes_out_as_it_went_in(values) -> None:
     encoded = encode_context(plain_context(values))
     assert encoded.isascii()
     assert json.loads(encoded) == values
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=9),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0")),
+        max_size=5,
+    )
+)
+def test_the_text_of_a_context_is_never_longer_than_its_bound(values: dict[str, object]) -> None:
+    plain, bound = measured_context(values)
+    assert len(encode_context(plain)) <= bound

@@ -22,9 +22,11 @@ def is_autocommit(connection: Connection) -> bool:
 def is_open(connection: Connection) -> bool:
     """Say whether a transaction is open on the server, however it was begun."""
     driver = connection.dialect.driver
-    raw = connection.connection.dbapi_connection
     if driver == "psycopg":
-        return int(raw.info.transaction_status) != _IDLE  # type: ignore[union-attr]
+        # Through pgconn and not info, which is an object made anew each time.
+        pgconn: Any = connection.connection.driver_connection.pgconn  # type: ignore[union-attr]
+        return bool(pgconn.transaction_status != _IDLE)
+    raw = connection.connection.dbapi_connection
     if driver == "psycopg2":
         return int(raw.get_transaction_status()) != _IDLE  # type: ignore[union-attr]
     if driver == "asyncpg":
@@ -62,9 +64,9 @@ def _nothing(_connection: Connection, _name: str) -> str | None:
 
 
 def _psycopg(connection: Connection, name: str) -> str | None:
-    raw: Any = connection.connection.dbapi_connection
-    value = raw.info.parameter_status(name)
-    return None if value is None else str(value)
+    driver: Any = connection.connection.driver_connection
+    value: bytes | None = driver.pgconn.parameter_status(name.encode())
+    return None if value is None else value.decode()
 
 
 def _psycopg2(connection: Connection, name: str) -> str | None:
