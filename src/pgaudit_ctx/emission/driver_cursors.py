@@ -153,7 +153,8 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
         return
     if not (yield from _writes_gen(connection, owner, found)):
         return
-    content = _composed(connection, owner)
+    read_only = yield from _is_read_only_gen(connection, state.read_only)
+    content = _composed(owner, read_only=read_only)
     if content is None or not _can_be_told(connection, composer):
         return
     command = emit_command(connection.pgconn, content)
@@ -163,10 +164,9 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
     state.text = UNKNOWN
 
 
-def _composed(connection: _Connection, owner: _Owner) -> str | None:
+def _composed(owner: _Owner, *, read_only: bool) -> str | None:
     """Compose what is to be said; ``None`` if it is nothing."""
     state = emitted_in(owner.info)
-    read_only = _is_read_only(connection, state.read_only)
     try:
         content = owner.hook.composer.compose()
     except AuditError:
@@ -222,10 +222,20 @@ def _has_failed(connection: _Connection) -> bool:
     return connection.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
 
-def _is_read_only(connection: _Connection, said: bool | None) -> bool:  # noqa: FBT001 - a value
+def _is_read_only_gen(
+    connection: _Connection,
+    said: bool | None,  # noqa: FBT001 - a value, no switch
+) -> Generator[Any, Any, bool]:
+    """Do what ``transactions.is_read_only`` does, for ``connection.wait``."""
     report = connection.info.parameter_status
-    if report("in_hot_standby") == "on":
+    if report("in_hot_standby") != "on":
+        if said is None:
+            said = connection.read_only
+        if said is not None:
+            return said
+        if report("default_transaction_read_only") != "on":
+            return False
+    if connection.pgconn.pipeline_status != pq.PipelineStatus.OFF:
         return True
-    if said is None:
-        said = connection.read_only
-    return said if said is not None else report("default_transaction_read_only") == "on"
+    (result,) = yield from simple_query(connection, b"SHOW transaction_read_only")
+    return result.get_value(0, 0) == b"on"

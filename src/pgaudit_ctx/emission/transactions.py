@@ -10,6 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection
 
+from pgaudit_ctx.emission.own_statements import run
+
 _Report: TypeAlias = Callable[[Any, str], str | None]
 _IDLE: Final = 0
 
@@ -36,7 +38,11 @@ def is_open(connection: Connection) -> bool:
 
 
 def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
-    """Say whether nothing can be written, as far as can be told without asking.
+    """Say whether nothing can be written.
+
+    What the server reports by itself reaches a driver only with the next answer, so a connection
+    that was idle while its standby was promoted still has the old report. One that says that
+    nothing can be written is therefore confirmed with a question, which takes no snapshot.
 
     Args:
         connection: An open connection.
@@ -48,7 +54,7 @@ def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FB
     raw: Any = connection.connection.dbapi_connection
     report = _REPORTS.get(connection.dialect.driver, _nothing)
     if report(connection, "in_hot_standby") == "on":
-        return True
+        return _confirm(connection)
     if said is not None:
         return said
     asked = getattr(raw, "read_only", None)
@@ -56,7 +62,12 @@ def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FB
         asked = getattr(raw, "readonly", None)
     if isinstance(asked, bool) and (asked or connection.dialect.driver != "asyncpg"):
         return asked
-    return report(connection, "default_transaction_read_only") == "on"
+    return report(connection, "default_transaction_read_only") == "on" and _confirm(connection)
+
+
+def _confirm(connection: Connection) -> bool:
+    rows = run(connection, "SHOW transaction_read_only")
+    return bool(rows[0][0] == "on")
 
 
 def _nothing(_connection: Connection, _name: str) -> str | None:
