@@ -1,5 +1,6 @@
 """Everything that is run on this project: ``nox -l`` lists it."""
 
+import platform
 from pathlib import Path
 
 import nox
@@ -7,6 +8,17 @@ import nox
 nox.options.sessions = ["tests", "lint"]
 nox.options.error_on_missing_interpreters = False
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+# This interpreter and the others that the package is for; those that are missing are skipped.
+PYTHONS = sorted({".".join(platform.python_version_tuple()[:2]), "3.12", "3.13", "3.14"})
+# What depends on SQLAlchemy.
+COMPAT = [
+    "tests/unit",
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in ("attribution", "hook", "write_paths", "autocommit", "reading", "reading_async")
+    ),
+]
 
 
 def group(name: str) -> list[str]:
@@ -19,6 +31,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest (``-- --postgres=system``)."""
     session.install("-e", ".[all]", *group("test"))
     session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"], ids=["2.0", "2.1"])
+def compat(session: nox.Session, sqlalchemy: str) -> None:
+    """Run what depends on SQLAlchemy with another version of it, and of Python."""
+    session.install("-e", ".[all]", *group("test"), f"sqlalchemy~={sqlalchemy}.0")
+    session.run("pytest", *(session.posargs or COMPAT))
 
 
 @nox.session
