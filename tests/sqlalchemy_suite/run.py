@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -80,6 +81,8 @@ class Exclusion(NamedTuple):
 
 
 def main() -> int:
+    # The server must not outlive this process when that is ended from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     options = _options()
     exclusions = _exclusions()
     with tempfile.TemporaryDirectory(prefix="sqlalchemy-suite-") as scratch:
@@ -131,12 +134,15 @@ def _run(
     output = record.with_suffix(".log")
     print(f"{driver}, {'with' if hooked else 'without'} the hook ...", flush=True)
     with _server() as (connection, address), output.open("w") as log:
+        # Not an argument, because other users of this machine could read the password there.
+        database = f"[db]\nsuite = postgresql+{driver}://{address}\n"
+        (source / "test.cfg").write_text(database, encoding="utf-8")
         command = [
             *(sys.executable, "-m", "pytest", "-p", "recorded", f"--record={record.absolute()}"),
             *(("-p", "hooked") if hooked else ()),
             *("-p", "no:cacheprovider", "-q", "--maxfail=1000000", "-n", options.workers),
             *(("--backend-only",) if options.backend_only else ()),
-            *("-k", options.keyword, f"--dburi=postgresql+{driver}://{address}", *options.parts),
+            *("-k", options.keyword, "--db=suite", *options.parts),
         ]
         ended = subprocess.run(
             command,
