@@ -23,7 +23,7 @@ TEXT, NUMERIC, FLOAT8, TIMESTAMPTZ, UUID, BYTEA = 25, 1700, 701, 1184, 2950, 17
 
 
 def encode(type_oid: int, text: str) -> str:
-    return encoder_for(type_oid)(text.encode())
+    return encoder_for(type_oid)(text.encode()).decode()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("t", "true"), ("f", "false")])

@@ -87,26 +87,22 @@ class RowEncoder:
         """
         head, known = self._head, self._about
         parts: list[bytes] = []
-        add = parts.append
         count = 0
         for ordinal, operation, table, key, previous_key, before, after, context in changes:
             count += 1
-            add(head)
-            add(_pack_ordinal(8, ordinal))
-            add(known.get((table, operation)) or self._describe(table, operation))
-            add(_NULL if key is None else _text_array(key))
-            add(_NULL if previous_key is None else _text_array(previous_key))
-            for text in (before, after):
-                if text is None:
-                    add(_NULL)
-                else:
-                    data = text.encode()
-                    add(_pack_jsonb(len(data) + 1, _JSONB_VERSION))
-                    add(data)
             if context is not self._context:
                 self._context = context
                 self._encoded_context = _NULL if context is None else _jsonb(context)
-            add(self._encoded_context)
+            parts += (
+                head,
+                _pack_ordinal(8, ordinal),
+                known.get((table, operation)) or self._describe(table, operation),
+                _NULL if key is None else _text_array(key),
+                _NULL if previous_key is None else _text_array(previous_key),
+                _NULL if before is None else _jsonb(before),
+                _NULL if after is None else _jsonb(after),
+                self._encoded_context,
+            )
         return count, b"".join(parts)
 
     def _describe(self, table: CapturedTable, operation: str) -> bytes:

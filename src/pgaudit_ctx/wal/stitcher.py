@@ -108,6 +108,10 @@ class Stitcher:
             self._held_lsn = wal_start
         try:
             make(message)
+        except KeyError as missing:
+            raise ProtocolError(
+                f"a change names relation {missing}, which the server has not described"
+            ) from None
         except (ValueError, IndexError):
             raise self._mangled(message) from None
         return ready
@@ -142,12 +146,12 @@ class Stitcher:
 
     def _insert(self, message: Insert) -> None:
         oid, new = message
-        table = self._table(oid)
+        table = self._tables[oid]
         self._hold(_INSERT, table, table.key(new), None, None, table.render(new))
 
     def _update(self, message: Update) -> None:
         oid, old_key_values, old, new = message
-        table = self._table(oid)
+        table = self._tables[oid]
         if old is None:
             key = table.key(new)
             old_key = key if old_key_values is None else table.key(old_key_values)
@@ -174,13 +178,13 @@ class Stitcher:
         old = message.old if message.old is not None else message.key
         if old is None:
             raise ProtocolError("a Delete message carries neither the old row nor its key")
-        table = self._table(message.relation_oid)
+        table = self._tables[message.relation_oid]
         before = table.render(old) if message.old is not None else table.render_identity(old)
         self._hold(_DELETE, table, table.key(old), None, before, None)
 
     def _truncate(self, message: Truncate) -> None:
         for oid in message.relation_oids:
-            self._hold(_TRUNCATE, self._table(oid), None, None, None, None)
+            self._hold(_TRUNCATE, self._tables[oid], None, None, None, None)
 
     def _hold(
         self,
@@ -201,14 +205,6 @@ class Stitcher:
             f"a row of {table.schema}.{table.name} has other columns than the server described, is "
             "not UTF-8, or has a jsonb that is no JSON"
         )
-
-    def _table(self, oid: int) -> CapturedTable:
-        table = self._tables.get(oid)
-        if table is None:
-            raise ProtocolError(
-                f"a change names relation {oid}, which the server has not described"
-            )
-        return table
 
 
 def context_json(content: bytes) -> str | None:
