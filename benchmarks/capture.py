@@ -26,7 +26,7 @@ from pgaudit_ctx.embedded import EmbeddedPostgres
 from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.stream import ReplicationStream
-from pgaudit_ctx.wal.frames import PAYLOAD, parse_frame, wal_start
+from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, parse_frame
 from pgaudit_ctx.wal.pgoutput import Commit, decode
 from pgaudit_ctx.worker import Worker
 
@@ -91,11 +91,14 @@ class Recorded:
 
     def start(self, lsn: int) -> None: ...
 
-    def read(self) -> bytes | None:
-        length = self._file.read(4)
-        return self._file.read(int.from_bytes(length)) if length else None
+    def read(self) -> list[bytes]:
+        frames: list[bytes] = []
+        while len(frames) < 100 and (length := self._file.read(4)):
+            frames.append(self._file.read(int.from_bytes(length)))
+        return frames
 
-    def wait(self, timeout: float) -> None: ...
+    def wait(self, *_: object) -> bool:
+        return False
 
     def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None: ...
 
@@ -111,19 +114,20 @@ def record(chosen: WorkerOptions, path: str) -> int:
         (target,) = source.execute("SELECT pg_current_wal_flush_lsn() - '0/0'").fetchone()
         stream.start(0)
         while True:
-            data = stream.read()
-            if data is None:
+            frames = stream.read()
+            if not frames:
                 stream.acknowledge(0, reply_requested=True)
                 stream.wait(0.1)
-                continue
-            if wal_start(data) is None:
-                if parse_frame(data).wal_end >= target:
-                    return end
-                continue
-            file.write(len(data).to_bytes(4) + data)
-            message = decode(data, PAYLOAD)
-            if isinstance(message, Commit):
-                end = message.end_lsn
+            for data in frames:
+                frame = parse_frame(data)
+                if isinstance(frame, Keepalive):
+                    if frame.wal_end >= target:
+                        return end
+                    continue
+                file.write(len(data).to_bytes(4) + data)
+                message = decode(data, PAYLOAD)
+                if isinstance(message, Commit):
+                    end = message.end_lsn
 
 
 def capture(source: str, destination: str, slot: str, path: str, end_lsn: str) -> None:

@@ -121,7 +121,7 @@ def test_a_worker_that_crashes_at_every_step_gets_everything_stored_once(
     capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgaudit_ctx.worker.MAX_BATCH_BYTES", 1)
-    acknowledge, commit = ReplicationStream.acknowledge, Sink.commit
+    acknowledge, commit = ReplicationStream.acknowledge, Sink.start_commit
     insert(capture.source, *range(1, 13))
     steps = iter([None, None, "commit", None, "acknowledge"] * 100)
 
@@ -139,7 +139,7 @@ def test_a_worker_that_crashes_at_every_step_gets_everything_stored_once(
 
     crashes = 0
     with monkeypatch.context() as patch:
-        patch.setattr(Sink, "commit", crashing_commit)
+        patch.setattr(Sink, "start_commit", crashing_commit)
         patch.setattr(ReplicationStream, "acknowledge", crashing_acknowledge)
         while len(stored(capture)) < 12:
             try:
@@ -178,7 +178,7 @@ def test_a_worker_asked_to_stop_stores_what_it_has_and_the_next_goes_on(
     worker = Worker(capture.options)
     worker.run(on_batch=lambda _: worker.stop())
     worker.close()
-    assert stored(capture) == [1]
+    assert stored(capture) in ([1], [1, 2])  # the second may have been on its way
     assert keys(capture) == [1, 2, 3, 4, 5]
 
 

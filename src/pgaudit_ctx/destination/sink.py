@@ -1,12 +1,17 @@
-"""Stores changes and checkpoint in one destination transaction, by COPY."""
+"""Stores changes and checkpoint in one destination transaction, by COPY.
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+libpq's non-blocking calls are used here, not psycopg's Copy: so the server can work off what it was
+sent, and wait for its disk in a commit, while the next rows are prepared.
+"""
+
+import selectors
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import psycopg
-from psycopg import sql
-from psycopg.copy import LibpqWriter
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
 
 from pgaudit_ctx.connection import refusal
 from pgaudit_ctx.destination.copy_format import COLUMNS, HEADER, TRAILER, RowEncoder
@@ -16,12 +21,15 @@ from pgaudit_ctx.errors import AuditError
 from pgaudit_ctx.wal.pgoutput import Begin
 from pgaudit_ctx.wal.stitcher import CapturedChange
 
-_COPY: Final = sql.SQL("COPY pgaudit_ctx.changes ({}) FROM STDIN (FORMAT binary)").format(
+_COPY: Final = sql.SQL("BEGIN; COPY pgaudit_ctx.changes ({}) FROM STDIN (FORMAT binary)").format(
     sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
 )
-_CHUNK: Final = 64 * 1024
-# How far the server may fall behind before we wait for it; a part of the memory we may use.
-_UNSENT: Final = 8 * 2**20
+# What libpq is given at once: more it would only move about in its own buffer.
+_CHUNK: Final = 64 * 2**10
+# So many chunks may wait for the server before we wait for it; a part of the memory we may use.
+_MAX_UNSENT: Final = 128
+_READ: Final = selectors.EVENT_READ
+_WRITE: Final = selectors.EVENT_WRITE
 _ENSURE: Final = """
     WITH epoch(start) AS (SELECT timestamptz '2000-01-01 00:00:00+00')
     SELECT (extract(epoch FROM p.lower_bound - start) * 1000000)::bigint,
@@ -40,13 +48,17 @@ class Sink:
 
     def __init__(self, connection: Connection, source: str, epoch: int) -> None:
         self._connection = connection
+        self._pgconn = connection.pgconn
+        self._copy = _COPY.as_bytes(connection)
         self._source = source
         self._epoch = epoch
         self._encoder = RowEncoder(source, epoch)
-        self._cursor = connection.cursor()
-        self._open = ExitStack()
-        self._copy: psycopg.Copy | None = None
-        self._buffer = bytearray()
+        self._copying = False
+        self._rows: list[bytes] = []
+        self._rows_size = 0
+        self._unsent: deque[bytes] = deque()
+        self._underway: Iterator[int] | None = None
+        self._awaited = 0
         self._covered = (0, 0)
         self.rows = 0
         self.bytes = 0
@@ -68,13 +80,20 @@ class Sink:
         return not lower <= transaction.committed_at < upper
 
     def write(self, changes: Sequence[CapturedChange]) -> None:
-        """Send changes of the current transaction; they are stored by :meth:`commit`."""
+        """Take changes of the current transaction; they are stored by a commit.
+
+        They are sent as the server takes them. It is waited for only if it is far behind.
+        """
         count, data = self._encoder.encode(changes)
         self.rows += count
         self.bytes += len(data)
-        self._buffer += data
-        if len(self._buffer) >= _CHUNK:
-            self._send()
+        self._rows.append(data)
+        self._rows_size += len(data)
+        if self._rows_size >= _CHUNK:
+            self._cut()
+            self.advance()
+            while len(self._unsent) >= _MAX_UNSENT:
+                self._wait()
 
     def commit(self, *, end_lsn: int, time: int | None, commit_lsn: int | None = None) -> None:
         """Store everything written so far, and the checkpoint, in one transaction.
@@ -87,40 +106,124 @@ class Sink:
         Raises:
             DatabaseError: If the destination refuses; nothing is stored then.
         """
+        self.start_commit(end_lsn=end_lsn, time=time, commit_lsn=commit_lsn)
+        self.finish()
+
+    def start_commit(
+        self, *, end_lsn: int, time: int | None, commit_lsn: int | None = None
+    ) -> None:
+        """Begin what :meth:`commit` does; nothing is stored before :meth:`finish` has returned.
+
+        What is written from now on belongs to the next commit.
+        """
+        self.finish()
+        self._cut()
+        chunks, self._unsent = self._unsent, deque()
+        self._underway = self._commit(chunks, end_lsn, time, commit_lsn)
+        self.advance()
+
+    def finish(self) -> None:
+        """Wait for the commit that was started.
+
+        Raises:
+            DatabaseError: If the destination refuses; nothing is stored then.
+        """
+        while self._underway is not None:
+            self._wait()
+
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is under way."""
+        return self._underway is not None
+
+    def advance(self) -> None:
+        """Do what the server lets us do without waiting for it.
+
+        Raises:
+            DatabaseError: If the destination refuses; nothing is stored then.
+        """
         try:
-            if self._buffer:
-                self._send()
-            copied, self._copy = self._copy, None
-            if copied is not None:
-                copied.write(TRAILER)
-                self._open.close()
-            advance_checkpoint(
-                self._connection,
-                self._source,
-                self._epoch,
-                end_lsn=end_lsn,
-                time=time,
-                commit_lsn=commit_lsn,
-            )
-            if copied is not None:
-                self._connection.execute("COMMIT")
+            if self._underway is not None:
+                self._awaited = next(self._underway, 0)
+                if self._awaited:
+                    return
+                self._underway = None
+            self._awaited = 0 if self._push(self._unsent) else _WRITE
         except psycopg.Error as error:
             raise self._refused(error) from None
 
-    def _send(self) -> None:
-        try:
-            if self._copy is None:
-                self._connection.execute("BEGIN")
-                self._copy = self._open.enter_context(
-                    self._cursor.copy(
-                        _COPY, writer=LibpqWriter(self._cursor, flush_threshold=_UNSENT)
-                    )
-                )
-                self._copy.write(HEADER)
-            self._copy.write(bytes(self._buffer))
-        except psycopg.Error as error:
-            raise self._refused(error) from None
-        self._buffer.clear()
+    @property
+    def awaited(self) -> tuple[int, int]:
+        """The connection's socket, and for which of a selector's events to call :meth:`advance`."""
+        return self._pgconn.socket, self._awaited
+
+    def _wait(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(*self.awaited)
+            selector.select()
+        self.advance()
+
+    def _cut(self) -> None:
+        data = b"".join(self._rows)
+        self._rows.clear()
+        self._rows_size = 0
+        for start in range(0, len(data), 2 * _CHUNK):
+            self._unsent.append(data[start : start + 2 * _CHUNK])
+
+    def _push(self, chunks: deque[bytes]) -> bool:
+        """Give the server what it takes now; say whether that was everything."""
+        while self._pgconn.flush() == 0:
+            if not chunks:
+                return True
+            if not self._copying:
+                result = self._pgconn.exec_(self._copy)
+                if result.status != pq.ExecStatus.COPY_IN:
+                    raise error_from_result(result)
+                self._copying = True
+                self._pgconn.put_copy_data(HEADER)
+            self._pgconn.put_copy_data(chunks.popleft())
+        return False
+
+    def _commit(
+        self, chunks: deque[bytes], end_lsn: int, time: int | None, commit_lsn: int | None
+    ) -> Iterator[int]:
+        """Commit step by step; gives the event without which it cannot go on."""
+        copied = self._copying or bool(chunks)
+        if copied:
+            chunks.append(TRAILER)
+            while not self._push(chunks):
+                yield _WRITE
+            self._copying = False
+            self._pgconn.put_copy_end()
+            yield from self._answer()
+        advance_checkpoint(
+            self._connection,
+            self._source,
+            self._epoch,
+            end_lsn=end_lsn,
+            time=time,
+            commit_lsn=commit_lsn,
+        )
+        if copied:
+            self._pgconn.send_query(b"COMMIT")
+            yield from self._answer()
+
+    def _answer(self) -> Iterator[int]:
+        pgconn = self._pgconn
+        while pgconn.flush() != 0:
+            yield _WRITE
+        results = []
+        while True:
+            while pgconn.is_busy():
+                yield _READ
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                break
+            results.append(result)
+        for result in results:
+            if result.status != pq.ExecStatus.COMMAND_OK:
+                raise error_from_result(result)
 
     def _attach_partition(self, committed_at: int) -> None:
         try:

@@ -20,6 +20,12 @@ from pgaudit_ctx.errors import ConnectionFailed, SlotBusy, SlotMissing, SourceNo
 from pgaudit_ctx.wal.frames import standby_status
 from pgaudit_ctx.wal.lsn import format_lsn
 
+# Bytes that are handed over at once: they fit into a processor's cache, and what they cost is so
+# little time that neither server has to wait for us to come back to its socket.
+_READ_AT_ONCE: Final = 32 * 2**10
+# libpq reads no more at once than its buffer holds: a few reads empty the socket, whose own buffer
+# holds too few small frames for the walsender to run ahead of us.
+_READS: Final = 3
 _POSTGRES_EPOCH: Final = 946_684_800
 _OBJECT_IN_USE: Final = "55006"
 _UNDEFINED_OBJECT: Final = "42704"
@@ -108,28 +114,35 @@ class ReplicationStream:
             )
         return SourceNotReady(f"the source refuses to stream: {said} (SQLSTATE {state})")
 
-    def read(self) -> bytes | None:
-        """Give the next frame, or ``None`` if nothing has arrived; never waits.
+    def read(self) -> list[bytes]:
+        """Give the next frames, none if nothing has arrived; never waits.
 
         Raises:
             ConnectionFailed: If the server ended the stream or the connection is lost.
         """
-        pgconn = self._pgconn
+        pgconn, get = self._pgconn, self._pgconn.get_copy_data
+        frames: list[bytes] = []
+        total = reads = size = 0
         try:
-            size, data = pgconn.get_copy_data(1)
-            if size == 0:
-                pgconn.consume_input()
-                size, data = pgconn.get_copy_data(1)
+            while total < _READ_AT_ONCE:
+                size, data = get(1)
+                if size > 0:
+                    frames.append(bytes(data))
+                    total += size
+                elif size < 0 or reads == _READS:
+                    break
+                else:
+                    reads += 1
+                    pgconn.consume_input()
             if self._skipped is not None:
                 raise SourceNotReady(self._skipped)
         except psycopg.OperationalError as error:
             raise ConnectionFailed(
                 f"the connection to the source was lost: {' '.join(str(error).split())}"
             ) from None
-        if size > 0:
-            return bytes(data)
-        if size == 0:
-            return None
+        if size >= 0:
+            return frames
+        # What has just been read is dropped, and will be sent again.
         result = pgconn.get_result()
         said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
         if _field(result, pq.DiagnosticField.SQLSTATE) == _UNDEFINED_OBJECT:
@@ -149,15 +162,26 @@ class ReplicationStream:
             "of its own with another --name and --slot; the old one stays readable"
         )
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float, beside: tuple[int, int] = (-1, 0)) -> bool:
         """Wait until something has arrived, :meth:`wake` is called, or the time is over.
 
         Args:
             timeout: Seconds.
+            beside: Another socket, and for which of a selector's events to wait there as well.
+
+        Returns:
+            Whether it was not the time.
         """
-        for key, _ in self._selector.select(timeout):
+        socket_beside, events = beside
+        if events:
+            self._selector.register(socket_beside, events)
+        ready = self._selector.select(timeout)
+        if events:
+            self._selector.unregister(socket_beside)
+        for key, _ in ready:
             if key.fileobj is self._wakeable:
                 self._wakeable.recv(4096)
+        return bool(ready)
 
     def wake(self) -> None:
         """End a :meth:`wait` that is under way; safe to call from a signal handler."""

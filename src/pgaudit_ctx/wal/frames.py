@@ -5,6 +5,7 @@ PostgreSQL documentation: "Streaming Replication Protocol", the CopyData message
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pgaudit_ctx.errors import ProtocolError
@@ -69,25 +70,24 @@ def parse_frame(data: bytes) -> XLogData | Keepalive:
     )
 
 
-def wal_start(data: bytes) -> int | None:
-    """Give the position of an ``XLogData`` frame, without taking the rest of its header apart.
+def wal_starts(frames: Sequence[bytes]) -> list[int | None]:
+    """Give the positions of ``XLogData`` frames, without taking the rest of their headers apart.
 
     Args:
-        data: The content of one CopyData message from the server.
+        frames: The contents of CopyData messages from the server.
 
     Returns:
-        The position; ``None`` for any other frame.
+        For each its position; ``None`` for any other frame.
 
     Raises:
-        ProtocolError: If the header is cut off.
+        ProtocolError: If a header is cut off.
     """
+    unpack = _unpack_position
     try:
-        if data[0] != _W:
-            return None
-        return _unpack_position(data, 1)[0]  # type: ignore[no-any-return]
+        return [unpack(data, 1)[0] if data[0] == _W else None for data in frames]
     except (IndexError, struct.error):
         raise ProtocolError(
-            f"a replication frame of {len(data)} bytes ends before its header does"
+            f"a replication frame of {min(map(len, frames))} bytes ends before its header does"
         ) from None
 
 
