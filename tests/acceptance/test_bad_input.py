@@ -1,6 +1,7 @@
 """What cannot work says in one line what is wrong and what to do, without a traceback."""
 
 import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -121,7 +122,8 @@ def test_a_wrong_or_missing_password_is_told_without_showing_it(
 
 
 def test_a_role_without_the_right_to_replicate_is_told_the_statement(bare: Capture) -> None:
-    bare.source.execute('CREATE ROLE "Plain" LOGIN')
+    password = urlsplit(bare.source.url).password or ""  # the URL with its name has the same
+    bare.source.execute(f"CREATE ROLE \"Plain\" LOGIN PASSWORD '{password}'")
     try:
         urls = {**urls_of(bare), "PGAUDIT_CTX_SOURCE_URL": with_user(bare.source, "Plain")}
         refused(run("setup", env=urls), 1, 'ALTER ROLE "Plain" REPLICATION')
