@@ -141,7 +141,6 @@ class _Hook:
             send_with(connection, context, content)
         else:
             send(connection, content)
-        state.text = content
 
     def _explain_autocommit(
         self,

@@ -543,3 +543,36 @@ def test_somebody_else_who_hands_statements_to_the_driver_is_still_heard(
         connection.commit()
     assert heard == ["SELECT", "INSERT"]
     assert messages.all() == ([A, "INSERT"] if mode == "SERIALIZABLE" else ["INSERT"])
+
+
+def test_a_statement_that_another_listener_refuses_does_not_count_as_told(
+    messages: Messages, engine: Engine
+) -> None:
+    def refuse(_connection, _cursor, statement, *_):
+        if "refused" in statement:
+            raise LookupError
+
+    event.listen(engine, "before_cursor_execute", refuse)
+    with audit_context(user="a"), engine.begin() as connection:
+        connection.execute(select(Patient))
+        with pytest.raises(LookupError):
+            connection.execute(text("DELETE FROM patient /* refused */"))
+        connection.execute(insert(Patient).values(id=1, name="x"))
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_an_engine_whose_pool_was_made_anew_keeps_the_hook_and_loses_it_again(
+    source: Database, messages: Messages
+) -> None:
+    engine = create_engine(source.sqlalchemy_url(), poolclass=QueuePool, pool_size=1)
+    install(engine)
+    engine.dispose()
+    with audit_context(user="a"):
+        raw = engine.raw_connection()
+        raw.driver_connection.execute("DELETE FROM patient; DELETE FROM patient")
+        raw.close()
+        write(engine, 1)
+        uninstall(engine)
+        write(engine, 2)
+    engine.dispose()
+    assert messages.all() == [A, "INSERT", "INSERT"]

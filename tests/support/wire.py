@@ -183,7 +183,7 @@ class _Connection:
         is_open = True
         while True:
             due, data = passing.get()
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.0, due - time.monotonic()))  # the delay itself; nobody waits by it
             if not data:
                 break
             if is_open:

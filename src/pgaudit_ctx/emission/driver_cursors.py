@@ -17,6 +17,7 @@ from pgaudit_ctx.emission.composer import Composer
 from pgaudit_ctx.emission.emitted import UNKNOWN, emitted_in
 from pgaudit_ctx.emission.psycopg_driver import begin_command, emit_command, simple_query
 from pgaudit_ctx.emission.statements import Effect, Statement, classify
+from pgaudit_ctx.emission.transactions import ASK_READ_ONLY, known_read_only
 from pgaudit_ctx.emission.volatility import VOLATILE_AMONG, Volatility
 from pgaudit_ctx.errors import AuditError
 from pgaudit_ctx.message import EMPTY
@@ -202,11 +203,12 @@ def _writes_gen(
         return found.effect is Effect.WRITES
     unknown = owner.volatility.unknown(found.functions)
     if unknown and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF:
-        literal = pq.Escaping(connection.pgconn).escape_literal("\n".join(unknown).encode())
+        encoding = connection.info.encoding
+        literal = pq.Escaping(connection.pgconn).escape_literal("\n".join(unknown).encode(encoding))
         question = VOLATILE_AMONG.text.encode().replace(b":content", literal)
         (result,) = yield from simple_query(connection, question)
-        rows = [((result.get_value(row, 0) or b"").decode(),) for row in range(result.ntuples)]
-        owner.volatility.learn(unknown, rows)
+        names = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
+        owner.volatility.learn(unknown, [(name.decode(encoding),) for name in names])
     return owner.volatility.may_write(found.functions)
 
 
@@ -227,15 +229,10 @@ def _is_read_only_gen(
     said: bool | None,  # noqa: FBT001 - a value, no switch
 ) -> Generator[Any, Any, bool]:
     """Do what ``transactions.is_read_only`` does, for ``connection.wait``."""
-    report = connection.info.parameter_status
-    if report("in_hot_standby") != "on":
-        if said is None:
-            said = connection.read_only
-        if said is not None:
-            return said
-        if report("default_transaction_read_only") != "on":
-            return False
+    known = known_read_only(connection.info.parameter_status, said, connection.read_only)
+    if known is not None:
+        return known
     if connection.pgconn.pipeline_status != pq.PipelineStatus.OFF:
         return True
-    (result,) = yield from simple_query(connection, b"SHOW transaction_read_only")
+    (result,) = yield from simple_query(connection, ASK_READ_ONLY.encode())
     return result.get_value(0, 0) == b"on"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import Dialect, ExecutionContext
 
+from pgaudit_ctx.emission.emitted import emitted_of
 from pgaudit_ctx.emission.own_statements import EMIT, prepared, run
 from pgaudit_ctx.emission.transactions import is_open
 from pgaudit_ctx.emission.volatility import volatility_of
@@ -37,6 +38,7 @@ def send(connection: Connection, content: str) -> None:
         psycopg.begin_with(connection.connection, content)
     else:
         send_apart(connection, content)
+    emitted_of(connection).text = content
 
 
 def send_apart(connection: Connection, content: str) -> None:
@@ -49,7 +51,8 @@ def send_with(connection: Connection, context: ExecutionContext, content: str) -
     """Send a message together with the statement that is being executed.
 
     With psycopg in one trip, if a transaction is open, or begun together with it if none is; with
-    the other drivers in a trip of its own, at once.
+    the other drivers in a trip of its own, at once. It counts as told once it is sent: what is due
+    may never be, if another listener refuses the statement.
 
     Args:
         connection: A connection outside of AUTOCOMMIT mode, or with a transaction open.
@@ -57,14 +60,18 @@ def send_with(connection: Connection, context: ExecutionContext, content: str) -
         content: The message's text.
     """
     psycopg = _psycopg(connection)
-    if psycopg is None or context.dialect.is_async or not is_open(connection):
+    alone = psycopg is None or context.dialect.is_async or not is_open(connection)
+    if psycopg is None or alone or not can_send_with(connection):
         send(connection, content)
         return
-    if not can_send_with(connection):
-        send_apart(connection, content)
-        return
     statement, parameters = prepared(connection.dialect, EMIT, content)
-    _due[context] = psycopg.pipelined(statement, parameters)
+    pipelined = psycopg.pipelined(statement, parameters)
+
+    def deliver(cursor: Any, execute: Callable[[], None]) -> None:
+        emitted_of(connection).text = content
+        pipelined(cursor, execute)
+
+    _due[context] = deliver
 
 
 def can_send_with(connection: Connection) -> bool:

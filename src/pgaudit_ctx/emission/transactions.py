@@ -15,6 +15,8 @@ from pgaudit_ctx.emission.own_statements import run
 _Report: TypeAlias = Callable[[Any, str], str | None]
 _IDLE: Final = 0
 
+ASK_READ_ONLY: Final = "SHOW transaction_read_only"
+
 
 def is_autocommit(connection: Connection) -> bool:
     """Say whether the driver ends a transaction after each statement."""
@@ -52,22 +54,37 @@ def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FB
         Whether the server is a standby, or the transaction is READ ONLY.
     """
     raw: Any = connection.connection.dbapi_connection
-    report = _REPORTS.get(connection.dialect.driver, _nothing)
-    if report(connection, "in_hot_standby") == "on":
-        return _confirm(connection)
+    driver = connection.dialect.driver
+    report = _REPORTS.get(driver, _nothing)
+    asked = getattr(raw, "read_only", getattr(raw, "readonly", None))
+    if not isinstance(asked, bool) or (driver == "asyncpg" and not asked):
+        asked = None  # the dialect's False for asyncpg only means that nobody asked
+    known = known_read_only(lambda name: report(connection, name), said, asked)
+    return run(connection, ASK_READ_ONLY)[0][0] == "on" if known is None else known
+
+
+def known_read_only(
+    report: Callable[[str], str | None],
+    said: bool | None,  # noqa: FBT001 - a value, no switch
+    asked: bool | None,  # noqa: FBT001 - likewise
+) -> bool | None:
+    """Say the same from what is known, whatever drives the connection.
+
+    Args:
+        report: Gives what the server last reported of a parameter.
+        said: What the transaction's own statements said of it, if they did.
+        asked: What the driver begins its transactions with, if anything.
+
+    Returns:
+        Whether nothing can be written; ``None`` if ``ASK_READ_ONLY`` has to be asked.
+    """
+    if report("in_hot_standby") == "on":
+        return None
+    if said is None:
+        said = asked
     if said is not None:
         return said
-    asked = getattr(raw, "read_only", None)
-    if asked is None:
-        asked = getattr(raw, "readonly", None)
-    if isinstance(asked, bool) and (asked or connection.dialect.driver != "asyncpg"):
-        return asked
-    return report(connection, "default_transaction_read_only") == "on" and _confirm(connection)
-
-
-def _confirm(connection: Connection) -> bool:
-    rows = run(connection, "SHOW transaction_read_only")
-    return bool(rows[0][0] == "on")
+    return None if report("default_transaction_read_only") == "on" else False
 
 
 def _nothing(_connection: Connection, _name: str) -> str | None:
