@@ -152,6 +152,7 @@ class _Hook:
         if is_open(connection):
             # BEGIN was sent as text; where that transaction ends is not always to be seen.
             send_apart(connection, content)
+            emitted_of(connection).text = UNKNOWN
         elif wrappable and can_send_with(connection):
             send_wrapped(connection, context, content)
         else:

@@ -169,3 +169,15 @@ def test_emit_context_needs_a_transaction(source: Database) -> None:
         pytest.raises(UsageError, match="AUTOCOMMIT"),
     ):
         emit_context(connection)
+
+
+def test_in_a_transaction_begun_as_text_the_end_of_a_scope_is_told_too(
+    messages: Messages, autocommit: Engine
+) -> None:
+    with autocommit.connect() as connection:
+        connection.execute(text("BEGIN"))
+        with audit_context(user="a"):
+            connection.execute(insert_ann(1))
+        connection.execute(insert_ann(2))
+        connection.execute(text("COMMIT"))
+    assert messages.all() == [A, "INSERT", "{}", "INSERT"]
