@@ -133,11 +133,11 @@ class _Hook:
             return
         if is_read_only(connection, state.read_only):
             return
-        alone = not found.several and not context._is_server_side  # noqa: SLF001 - told nowhere else
+        together = found.wrappable and not context._is_server_side  # noqa: SLF001 - told nowhere else
         if is_autocommit(connection):
-            self._explain_autocommit(connection, context, content, alone and found.wrappable)
+            self._explain_autocommit(connection, context, content, together)
             return
-        if alone:
+        if together:
             send_with(connection, context, content)
         else:
             send(connection, content)

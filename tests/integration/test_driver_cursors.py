@@ -202,3 +202,14 @@ async def test_an_asynchronous_cursor_of_the_driver_does_so_too(
     arrived = messages.all()
     assert arrived[0] == A
     assert arrived.count("INSERT") == 3
+
+
+def test_a_function_that_makes_cursors_is_left_alone(source: Database, messages: Messages) -> None:
+    def cursor(connection, **options):
+        return psycopg.Cursor(connection, **options)
+
+    engine = source.engine(connect_args={"cursor_factory": cursor})
+    install(engine)
+    with audit_context(user="a"), engine.begin() as connection:
+        connection.execute(insert(Patient).values(id=1, name="x"))
+    assert messages.all() == [A, "INSERT"]

@@ -576,3 +576,31 @@ def test_an_engine_whose_pool_was_made_anew_keeps_the_hook_and_loses_it_again(
         write(engine, 2)
     engine.dispose()
     assert messages.all() == [A, "INSERT", "INSERT"]
+
+
+def test_a_connection_detached_from_its_pool_is_explained_too(
+    messages: Messages, engine: Engine
+) -> None:
+    with audit_context(user="a"), engine.connect() as connection:
+        connection.detach()
+        connection.execute(insert(Patient).values(id=1, name="x"))
+        connection.commit()
+        connection.execute(select(Patient))
+        connection.execute(insert(Patient).values(id=2, name="x"))
+        connection.commit()
+    assert messages.all() == [A, "INSERT", A, "INSERT"]
+
+
+def test_prepared_statements_after_a_drop_in_the_same_transaction_are_still_there(
+    source: Database, messages: Messages, engine: Engine
+) -> None:
+    rows = [{"number": number} for number in range(3)]
+    source.execute("CREATE TABLE gone (id int)")
+    with audit_context(user="a"), engine.connect() as connection:
+        connection.execute(text("SELECT :number"), rows)  # psycopg prepares what has many rows
+        connection.execute(text("DROP TABLE gone"))
+        for _ in range(2):
+            connection.execute(text("DELETE FROM patient WHERE id = :number"), rows)
+        connection.execute(insert(Patient).values(id=1, name="x"))
+        connection.commit()
+    assert messages.all() == [A, "INSERT"]

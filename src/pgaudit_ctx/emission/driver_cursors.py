@@ -23,6 +23,7 @@ from pgaudit_ctx.errors import AuditError
 from pgaudit_ctx.message import EMPTY
 
 _Connection: TypeAlias = "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
+_KINDS: Final = (psycopg.Cursor, psycopg.AsyncCursor)
 _UNTOLD: Final = Statement(Effect.WRITES)
 
 
@@ -60,8 +61,11 @@ def take_over(
     owner = _owners.get(connection)
     if owner is not None and owner.hook is hook:
         return
-    _owners[connection] = _Owner(hook, info, volatility)
-    connection.cursor_factory = _emitting(connection.cursor_factory)
+    cursor_class: Any = connection.cursor_factory
+    # Whatever else makes cursors, such as a function of the application's, is left alone.
+    if isinstance(cursor_class, type) and issubclass(cursor_class, _KINDS):
+        _owners[connection] = _Owner(hook, info, volatility)
+        connection.cursor_factory = _emitting(cursor_class)
 
 
 def _emitting(cursor_class: Any) -> Any:

@@ -21,7 +21,7 @@ _compiled: Final["weakref.WeakKeyDictionary[Dialect, dict[TextClause, _Prepare]]
 
 
 def prepared(dialect: Dialect, statement: TextClause, content: str) -> tuple[str, Any]:
-    """Give a statement and its one parameter ``:content`` as ``do_execute`` takes them.
+    """Give a statement and its one parameter ``:content`` as the driver's cursor takes them.
 
     Args:
         dialect: The engine's.
@@ -42,7 +42,7 @@ def run(connection: Connection, statement: str, parameters: Any = ()) -> Sequenc
     cursor = connection.connection.cursor()
     claim(cursor)
     try:
-        connection.dialect.do_execute(cursor, statement, parameters)
+        cursor.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else ()
     finally:
         cursor.close()

@@ -18,25 +18,25 @@ _EMIT: Final = f"SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', ".e
 _FINE: Final = frozenset({pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK})
 
 
-def begin_with(fairy: Any, content: str) -> None:
+def begin_with(adapted: Any, driver: Any, content: str) -> None:
     """Begin a transaction with a message, in one simple query.
 
     psycopg sends its own BEGIN only to a connection that is idle, so it goes on from here.
 
     Args:
-        fairy: SQLAlchemy's pooled connection; idle, and not in AUTOCOMMIT mode.
+        adapted: The connection as SQLAlchemy drives it; idle, and not in AUTOCOMMIT mode.
+        driver: psycopg's own connection, which is the same unless it is asynchronous.
         content: The message's text, in ASCII.
 
     Raises:
         psycopg.Error: If the server refuses; the transaction has then failed.
     """
-    raw = fairy.driver_connection
-    command = begin_command(raw) + b"; " + emit_command(raw.pgconn, content)
-    if isinstance(raw, psycopg.AsyncConnection):
-        fairy.dbapi_connection.run_async(lambda driver: _run_async(driver, command))
+    command = begin_command(driver) + b"; " + emit_command(driver.pgconn, content)
+    if isinstance(driver, psycopg.AsyncConnection):
+        adapted.run_async(lambda connection: _run_async(connection, command))
         return
-    with raw.lock:
-        raw.wait(simple_query(raw, command))
+    with driver.lock:
+        driver.wait(simple_query(driver, command))
 
 
 async def _run_async(connection: "psycopg.AsyncConnection[Any]", command: bytes) -> None:
@@ -88,6 +88,9 @@ def pipelined(
     statement: str, parameters: Any, *, committed: bool = False
 ) -> Callable[[Any, Callable[[], None]], None]:
     """Make a delivery that sends a message and a statement in one trip, in psycopg's pipeline.
+
+    Not for DDL: psycopg notes in a pipeline that DROP makes its prepared statements invalid, but
+    only gives them up with the next one that is executed, and so takes away one just prepared.
 
     Args:
         statement: What emits the message.

@@ -14,7 +14,7 @@ from sqlalchemy.engine.interfaces import Dialect, ExecutionContext
 
 from pgaudit_ctx.emission.emitted import emitted_of
 from pgaudit_ctx.emission.own_statements import EMIT, prepared, run
-from pgaudit_ctx.emission.transactions import is_open
+from pgaudit_ctx.emission.transactions import driver_connection, is_open
 from pgaudit_ctx.emission.volatility import volatility_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def send(connection: Connection, content: str) -> None:
     """
     psycopg = _psycopg(connection)
     if psycopg is not None and not is_open(connection):
-        psycopg.begin_with(connection.connection, content)
+        raw = connection.connection.dbapi_connection
+        psycopg.begin_with(raw, driver_connection(connection), content)
     else:
         send_apart(connection, content)
     emitted_of(connection).text = content
@@ -56,7 +57,7 @@ def send_with(connection: Connection, context: ExecutionContext, content: str) -
 
     Args:
         connection: A connection outside of AUTOCOMMIT mode, or with a transaction open.
-        context: Of a single statement, for a client's cursor.
+        context: Of a single query or DML statement, for a client's cursor.
         content: The message's text.
     """
     psycopg = _psycopg(connection)

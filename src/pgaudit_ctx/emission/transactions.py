@@ -18,6 +18,12 @@ _IDLE: Final = 0
 ASK_READ_ONLY: Final = "SHOW transaction_read_only"
 
 
+def driver_connection(connection: Connection) -> Any:
+    """Give the driver's own connection, also of one that was detached from its pool."""
+    raw = connection.connection.dbapi_connection
+    return None if raw is None else connection.dialect.get_driver_connection(raw)
+
+
 def is_autocommit(connection: Connection) -> bool:
     """Say whether the driver ends a transaction after each statement."""
     return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
@@ -26,15 +32,14 @@ def is_autocommit(connection: Connection) -> bool:
 def is_open(connection: Connection) -> bool:
     """Say whether a transaction is open on the server, however it was begun."""
     driver = connection.dialect.driver
+    raw: Any = connection.connection.dbapi_connection
     if driver == "psycopg":
         # Through pgconn and not info, which is an object made anew each time.
-        pgconn: Any = connection.connection.driver_connection.pgconn  # type: ignore[union-attr]
-        return bool(pgconn.transaction_status != _IDLE)
-    raw = connection.connection.dbapi_connection
+        return bool(driver_connection(connection).pgconn.transaction_status != _IDLE)
     if driver == "psycopg2":
-        return int(raw.get_transaction_status()) != _IDLE  # type: ignore[union-attr]
+        return bool(raw.get_transaction_status() != _IDLE)
     if driver == "asyncpg":
-        return bool(connection.connection.driver_connection.is_in_transaction())  # type: ignore[union-attr]
+        return bool(driver_connection(connection).is_in_transaction())
     # pg8000 and drivers that nobody has looked at: outside AUTOCOMMIT a transaction is begun.
     return bool(getattr(raw, "_in_transaction", not is_autocommit(connection)))
 
@@ -92,8 +97,7 @@ def _nothing(_connection: Connection, _name: str) -> str | None:
 
 
 def _psycopg(connection: Connection, name: str) -> str | None:
-    driver: Any = connection.connection.driver_connection
-    value: bytes | None = driver.pgconn.parameter_status(name.encode())
+    value: bytes | None = driver_connection(connection).pgconn.parameter_status(name.encode())
     return None if value is None else value.decode()
 
 
@@ -104,8 +108,7 @@ def _psycopg2(connection: Connection, name: str) -> str | None:
 
 
 def _asyncpg(connection: Connection, name: str) -> str | None:
-    driver: Any = connection.connection.driver_connection
-    value = getattr(driver.get_settings(), name, None)
+    value = getattr(driver_connection(connection).get_settings(), name, None)
     return None if value is None else str(value)
 
 
