@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pgaudit_ctx.cli.secrets import secret_url
 from pgaudit_ctx.errors import UsageError
 
 out = Console(highlight=False, soft_wrap=True)
@@ -112,15 +113,16 @@ AsJson: TypeAlias = Annotated[
 
 
 def needed(url: str | None, option: str) -> str:
-    """Give a URL that a command cannot do without.
+    """Give a URL that a command cannot do without: as it was given, else from a secret's file.
 
     Raises:
-        UsageError: If it was not given.
+        UsageError: If it is not to be had.
     """
+    url = url or secret_url(option)
     if not url:
         variable = f"PGAUDIT_CTX_{option.upper()}_URL"
         raise UsageError(
-            f"no {option} was named. Remedy: pass --{option} postgresql://user@host/database, or "
-            f"set {variable}"
+            f"no {option} was named. Remedy: pass --{option} postgresql://user@host/database, set "
+            f"{variable}, or mount a secret with the file name {variable.lower()}"
         )
     return url
