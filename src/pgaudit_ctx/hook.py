@@ -1,7 +1,8 @@
 """The SQLAlchemy hook: writes the current context into the log right before the first write.
 
-``_listen`` lists every event of SQLAlchemy's connections that is used, and ``sending.attend`` those
-of its dialects. What was emitted is remembered per database transaction (``emitted.py``).
+``_listen`` lists every event that is used. They are those in which a dialect hands a statement to
+the driver: a listener to the events of connections costs each transaction tens of microseconds
+before it does anything. What is emitted, and when, is decided in ``emission/``.
 """
 
 import logging
@@ -10,38 +11,17 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import sqlalchemy
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgaudit_ctx.emission.composer import Composer, Provider
-from pgaudit_ctx.emission.emitted import (
-    UNKNOWN,
-    begin,
-    begin_twophase,
-    emitted_of,
-    follow,
-    forget,
-    open_savepoint,
-    release_savepoint,
-    roll_back_to_savepoint,
-)
+from pgaudit_ctx.emission.emitted import emitted_of
+from pgaudit_ctx.emission.explain import Explainer
 from pgaudit_ctx.emission.own_statements import EMIT, claim
-from pgaudit_ctx.emission.sending import (
-    attend,
-    can_send_with,
-    send,
-    send_apart,
-    send_with,
-    send_wrapped,
-    take_over_cursors,
-)
-from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
-from pgaudit_ctx.emission.transactions import is_autocommit, is_open, is_read_only
-from pgaudit_ctx.emission.volatility import may_write
-from pgaudit_ctx.errors import AuditError, UsageError
-from pgaudit_ctx.message import EMPTY
+from pgaudit_ctx.emission.transactions import is_autocommit, is_open
+from pgaudit_ctx.emission.volatility import volatility_of
+from pgaudit_ctx.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -53,140 +33,20 @@ if TYPE_CHECKING:
         Engine | AsyncEngine | sessionmaker[Any] | scoped_session[Any] | type[Session]
     )
 
-_OPTION: Final = "pgaudit_ctx"
 _DISABLED: Final = "PGAUDIT_CTX_DISABLED"
 
-# SQLAlchemy 2.0 calls the event outside of the block that turns the driver's errors into its own
-# and gives up a lost connection; 2.1 calls it inside.
-_EVENT_IS_UNPROTECTED: Final = sqlalchemy.__version__.startswith("2.0.")
-
-
-class _Hook:
-    """The handlers of one installation."""
-
-    def __init__(self, composer: Composer) -> None:
-        self.composer = composer
-        self.active = True
-
-    def before_cursor_execute(
-        self,
-        connection: Connection,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        context: Any,
-        _executemany: bool,  # noqa: FBT001 - SQLAlchemy's signature
-    ) -> None:
-        claim(cursor)
-        compiled = context.isinsert or context.isupdate or context.isdelete
-        found = DML if compiled else classify(statement)
-        by_hand = context.execution_options.get(_OPTION)
-        if self.active and by_hand != "skip":
-            try:
-                if compiled or by_hand == "emit" or self._writes(connection, found):
-                    self._explain(connection, context, found)
-            except Exception as error:
-                if _EVENT_IS_UNPROTECTED and isinstance(error, _driver_error(connection)):
-                    connection._handle_dbapi_exception(  # noqa: SLF001 - see there
-                        error, statement, parameters, cursor, context
-                    )
-                raise
-        if not compiled:
-            self._follow(connection, found)
-
-    def _writes(self, connection: Connection, found: Statement) -> bool:
-        if found.effect is Effect.WRITES:
-            return not self._would_come_early(connection, found)
-        if not found.functions:
-            return False
-        state = emitted_of(connection)
-        if state.text is None and not self.composer.speaks():
-            return False
-        if is_read_only(connection, state.read_only):
-            return False
-        return may_write(connection, found.functions)
-
-    def _would_come_early(self, connection: Connection, found: Statement) -> bool:
-        """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
-        if not found.begins_bare or emitted_of(connection).text is not None:
-            return False
-        self.composer.complain(
-            "several statements",
-            "a string of several statements begins with one that must come first in its "
-            "transaction: what it writes is captured without context. Send the writes apart",
-        )
-        return True
-
-    def _explain(self, connection: Connection, context: Any, found: Statement) -> None:
-        """Emit what explains a statement, unless the log of its transaction has it by now."""
-        state = emitted_of(connection)
-        try:
-            content = self.composer.compose()
-        except AuditError:
-            if is_read_only(connection, state.read_only):
-                return  # nothing will be written that would need a context
-            raise
-        if content == EMPTY and state.text is None:
-            return
-        # Somebody may have ended the transaction past SQLAlchemy.
-        if content == state.text and is_open(connection):
-            return
-        if is_read_only(connection, state.read_only):
-            return
-        together = found.wrappable and not context._is_server_side  # noqa: SLF001 - told nowhere else
-        if is_autocommit(connection):
-            self._explain_autocommit(connection, context, content, together)
-            return
-        if together:
-            send_with(connection, context, content)
-        else:
-            send(connection, content)
-
-    def _explain_autocommit(
-        self,
-        connection: Connection,
-        context: Any,
-        content: str,
-        wrappable: bool,  # noqa: FBT001 - private, and named at its only call
-    ) -> None:
-        if is_open(connection):
-            # BEGIN was sent as text; where that transaction ends is not always to be seen.
-            send_apart(connection, content)
-            emitted_of(connection).text = UNKNOWN
-        elif wrappable and can_send_with(connection):
-            send_wrapped(connection, context, content)
-        else:
-            self.composer.complain(
-                "AUTOCOMMIT",
-                "the engine %r runs in AUTOCOMMIT mode, where CALL, DO and other text that may "
-                "need to run outside of transactions is captured without context. Use "
-                "transactions for what it writes",
-                connection.engine,
-            )
-
-    def _follow(self, connection: Connection, found: Statement) -> None:
-        if found.sets_default:
-            # The default counts for the transactions that come after this one.
-            state = emitted_of(connection)
-            state.read_only = is_read_only(connection, state.read_only)
-        if found.unclear or found.read_only is not None or found.effect not in _PLAIN:
-            follow(connection, found)
-
-
-_PLAIN: Final = frozenset({Effect.READS, Effect.WRITES})
-
-
-def _driver_error(connection: Connection) -> Any:
-    return connection.dialect.loaded_dbapi.Error
-
-
-_Handlers: TypeAlias = list[tuple[str, Callable[..., None]]]
+_Handlers: TypeAlias = list[tuple[str, Callable[..., Any]]]
 
 # Values must not refer to their keys, or engines and connections would live for ever.
-_installed: "weakref.WeakKeyDictionary[object, tuple[_Hook, _Handlers]]" = (
+_installed: "weakref.WeakKeyDictionary[object, tuple[Explainer, _Handlers]]" = (
     weakref.WeakKeyDictionary()
 )
-_by_dialect: "weakref.WeakKeyDictionary[Dialect, _Hook]" = weakref.WeakKeyDictionary()
+# Who explains what is executed by an engine, or by a connection that a session took.
+_explainers: "weakref.WeakKeyDictionary[object, Explainer]" = weakref.WeakKeyDictionary()
+# For whom we listen to a dialect; engines that were made by execution_options() share theirs.
+_attended: "weakref.WeakKeyDictionary[Dialect, weakref.WeakSet[Explainer]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def install(
@@ -222,23 +82,28 @@ def install(
         log.info("%r is not PostgreSQL: nothing is attached to it", engine)
         return
     uninstall(engine)
-    hook = _Hook(Composer(context_model, require_context=require_context, providers=providers))
+    composer = Composer(context_model, require_context=require_context, providers=providers)
+    explainer = Explainer(composer)
     listen = _listen if isinstance(target, Engine) else _listen_to_sessions
-    _installed[target] = (hook, listen(target, hook))
-    if isinstance(target, Engine):
-        _by_dialect[target.dialect] = hook
+    _installed[target] = (explainer, listen(target, explainer))
 
 
 def uninstall(engine: "Target") -> None:
     """Detach the hook from what it was installed on; without effect where it was not."""
     target = _target(engine)
-    hook, handlers = _installed.pop(target, (None, []))
-    if hook is not None:
-        hook.active = False  # connections that sessions hold still have it
-    if isinstance(target, Engine):
-        _by_dialect.pop(target.dialect, None)
+    explainer, handlers = _installed.pop(target, (None, []))
+    if explainer is None:
+        return
+    explainer.active = False  # connections that sessions hold still have it
+    _explainers.pop(target, None)
     for name, handler in handlers:
         event.remove(target, name, handler)
+    for dialect, explainers in list(_attended.items()):
+        explainers.discard(explainer)
+        if not explainers:
+            del _attended[dialect]
+            for name, handle in _HANDLERS:
+                event.remove(dialect, name, handle)
 
 
 def emit_context(connection: Connection | Session) -> None:
@@ -262,12 +127,9 @@ def emit_context(connection: Connection | Session) -> None:
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
         )
-    installed = _installed.get(connection)
-    # An engine made by execution_options() is another object, but has the same dialect.
-    hook = _by_dialect.get(connection.dialect) if installed is None else installed[0]
-    if hook is None:
-        hook = _Hook(Composer())
-    content = hook.composer.compose()
+    explainer = _explainer_of(connection)
+    composer = Composer() if explainer is None else explainer.composer
+    content = composer.compose()
     connection.execute(EMIT, {"content": content})
     emitted_of(connection).text = content
 
@@ -288,36 +150,103 @@ def _target(engine: Any) -> Any:
     )
 
 
-def _listen(target: Engine | Connection, hook: _Hook) -> _Handlers:
-    handlers: _Handlers = [
-        ("before_cursor_execute", hook.before_cursor_execute),
-        ("begin", begin),
-        ("commit", forget),
-        ("rollback", forget),
-        ("begin_twophase", begin_twophase),
-        ("commit_twophase", forget),
-        ("rollback_twophase", forget),
-        ("savepoint", open_savepoint),
-        ("rollback_savepoint", roll_back_to_savepoint),
-        ("release_savepoint", release_savepoint),
-    ]
-    for name, handler in handlers:
-        event.listen(target, name, handler)
-    if isinstance(target, Engine):
-        attend(target)
-        return handlers + take_over_cursors(target, hook)
-    attend(target.engine)
-    return handlers
+def _listen(engine: Engine, explainer: Explainer) -> _Handlers:
+    _explainers[engine] = explainer
+    _attend(engine.dialect, explainer)
+    return _take_over_cursors(engine, explainer)
 
 
-def _listen_to_sessions(sessions: Any, hook: _Hook) -> _Handlers:
-    """Attach the handlers to each connection that such a session takes, while it has it."""
+def _listen_to_sessions(sessions: Any, explainer: Explainer) -> _Handlers:
+    """Explain what is executed by each connection that such a session takes."""
 
     def after_begin(_session: Session, _transaction: Any, connection: Connection) -> None:
-        if connection.dialect.name == "postgresql" and connection not in _installed:
-            _installed[connection] = (hook, _listen(connection, hook))
-            # Its transaction began before we listened: what it holds by now is not known.
-            emitted_of(connection).text = UNKNOWN
+        if connection.dialect.name == "postgresql":
+            _explainers[connection] = explainer
+            _attend(connection.dialect, explainer)
 
     event.listen(sessions, "after_begin", after_begin)
     return [("after_begin", after_begin)]
+
+
+def _attend(dialect: "Dialect", explainer: Explainer) -> None:
+    """Listen to the events in which a dialect hands statements to the driver; idempotent."""
+    explainers = _attended.get(dialect)
+    if explainers is None:
+        explainers = _attended[dialect] = weakref.WeakSet()
+        for name, handle in _HANDLERS:
+            # Ours goes first: whoever executes the statement keeps the others from being asked.
+            event.listen(dialect, name, handle, insert=True)
+    explainers.add(explainer)
+
+
+def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    return _handle(
+        cursor,
+        statement,
+        context,
+        lambda: context.dialect.do_execute(cursor, statement, parameters, context),
+    )
+
+
+def _do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    return _handle(
+        cursor,
+        statement,
+        context,
+        lambda: context.dialect.do_executemany(cursor, statement, parameters, context),
+    )
+
+
+def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool:
+    return _handle(
+        cursor,
+        statement,
+        context,
+        lambda: context.dialect.do_execute_no_params(cursor, statement, context),
+    )
+
+
+_HANDLERS: Final = (
+    ("do_execute", _do_execute),
+    ("do_executemany", _do_executemany),
+    ("do_execute_no_params", _do_execute_no_params),
+)
+
+
+def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], None]) -> bool:
+    """Have a statement explained; ``True`` tells SQLAlchemy that it was executed by us."""
+    connection: Connection = context.root_connection
+    explainer = _explainer_of(connection)
+    # While a dialect initialises itself with its first connection there is no transaction.
+    if explainer is None or connection.get_transaction() is None:
+        return False
+    claim(cursor)
+    dispatch = connection.dialect.dispatch
+    alone = all(len(getattr(dispatch, name)) == 1 for name, _ in _HANDLERS)
+    return explainer.explain(connection, cursor, statement, context, execute if alone else None)
+
+
+def _explainer_of(connection: Connection) -> Explainer | None:
+    explainer = _explainers.get(connection)
+    engine: Engine | None = connection.engine
+    while explainer is None and engine is not None:
+        explainer = _explainers.get(engine)
+        # What an engine made by execution_options() was made of; told nowhere else.
+        engine = getattr(engine, "_proxied", None)
+    return explainer
+
+
+def _take_over_cursors(engine: Engine, explainer: Explainer) -> _Handlers:
+    """Let the driver's own cursors emit by themselves, where the driver can do that."""
+    if engine.dialect.driver != "psycopg":
+        return []
+    volatility = volatility_of(engine.dialect)
+
+    def checkout(_connection: Any, record: Any, _fairy: Any) -> None:
+        # The application need not have psycopg: this is only loaded where it is the driver.
+        from pgaudit_ctx.emission import driver_cursors
+
+        driver_cursors.take_over(record.driver_connection, explainer, record.info, volatility)
+
+    event.listen(engine, "checkout", checkout)
+    return [("checkout", checkout)]

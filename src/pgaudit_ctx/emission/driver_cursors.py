@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq, sql
 
 from pgaudit_ctx.emission.composer import Composer
-from pgaudit_ctx.emission.emitted import UNKNOWN, emitted_in
+from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_in
 from pgaudit_ctx.emission.psycopg_driver import begin_command, emit_command, simple_query
 from pgaudit_ctx.emission.statements import Effect, Statement, classify
 from pgaudit_ctx.emission.transactions import ASK_READ_ONLY, known_read_only
@@ -149,7 +149,10 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
     if owner is None or not owner.hook.active:
         return
     found = _classified(connection, query)
-    state = emitted_in(owner.info)
+    idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+    state = emitted_in(owner.info, idle=idle)
+    if found.read_only is not None:
+        state.read_only = found.read_only
     if found.unclear or found.effect not in {Effect.READS, Effect.WRITES}:
         state.text = UNKNOWN
     composer = owner.hook.composer
@@ -159,21 +162,20 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
     if not (yield from _writes_gen(connection, owner, found)):
         return
     read_only = yield from _is_read_only_gen(connection, state.read_only)
-    content = _composed(owner, read_only=read_only)
+    content = _composed(composer, state, read_only=read_only)
     if content is None or not _can_be_told(connection, composer):
         return
     command = emit_command(connection.pgconn, content)
-    if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+    if idle:
         command = begin_command(connection) + b"; " + command
     yield from simple_query(connection, command)
     state.text = UNKNOWN
 
 
-def _composed(owner: _Owner, *, read_only: bool) -> str | None:
+def _composed(composer: Composer, state: Emitted, *, read_only: bool) -> str | None:
     """Compose what is to be said; ``None`` if it is nothing."""
-    state = emitted_in(owner.info)
     try:
-        content = owner.hook.composer.compose()
+        content = composer.compose()
     except AuditError:
         if read_only:
             return None  # nothing will be written that would need a context

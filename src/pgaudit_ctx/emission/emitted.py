@@ -4,6 +4,7 @@ There is one entry for each open savepoint beside it, because a savepoint that i
 its messages with it.
 """
 
+import weakref
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -18,7 +19,10 @@ UNKNOWN: Final = "?"
 
 
 class Emitted:
-    """What the current transaction's log holds: the last message, and the one at each savepoint.
+    """What a transaction's log holds: the last message, and the one at each savepoint.
+
+    Args:
+        transaction: SQLAlchemy's; ``None`` for one that SQLAlchemy does not know of.
 
     Attributes:
         text: The last message; ``None`` if there was none.
@@ -28,12 +32,17 @@ class Emitted:
             said, so that the connection's defaults hold.
     """
 
-    __slots__ = ("read_only", "savepoints", "text")
+    __slots__ = ("_transaction", "read_only", "savepoints", "text")
 
-    def __init__(self) -> None:
+    def __init__(self, transaction: object | None = None) -> None:
+        self._transaction = None if transaction is None else weakref.ref(transaction)
         self.text: str | None = None
         self.savepoints: list[tuple[str, str | None, bool | None]] = []
         self.read_only: bool | None = None
+
+    def belongs_to(self, transaction: object) -> bool:
+        """Say whether this is the state of that transaction of SQLAlchemy's."""
+        return self._transaction is not None and self._transaction() is transaction
 
     def savepoint(self, name: str) -> None:
         """Open a savepoint."""
@@ -56,82 +65,56 @@ class Emitted:
             if found == name:
                 return
 
+    def forget(self) -> None:
+        """Start anew: the transaction has ended, though not by SQLAlchemy's own methods."""
+        self.text = None
+        self.savepoints.clear()
+        self.read_only = None
+
+    def follow(self, found: Statement) -> None:
+        """Take notice of a statement that is about to be sent."""
+        if found.read_only is not None:
+            self.read_only = found.read_only
+        if found.unclear:
+            self.text = UNKNOWN
+        elif found.effect is Effect.ENDS:
+            self.forget()
+        elif found.savepoint is None:
+            return
+        elif found.effect is Effect.SAVEPOINT:
+            self.savepoint(found.savepoint)
+        elif found.effect is Effect.ROLLBACK_TO:
+            self.rollback_to(found.savepoint)
+        else:
+            self.release(found.savepoint)
+
 
 def emitted_of(connection: Connection) -> Emitted:
-    """Give the state of a connection's current transaction."""
-    return emitted_in(connection.info)
+    """Give the state of a connection's current transaction; to be asked at its first statement.
 
-
-def emitted_in(info: dict[Any, Any]) -> Emitted:
-    """Give the same, from SQLAlchemy's notes on the driver's connection."""
+    Should the server have one open by then, as with a pool that does not roll back what is
+    returned to it, then nobody knows what was said in it.
+    """
+    info = connection.info
+    transaction = connection.get_transaction()
     state: Emitted | None = info.get(_STATE)
-    if state is None:
-        state = info[_STATE] = Emitted()
+    if state is None or not state.belongs_to(transaction):
+        state = info[_STATE] = Emitted(transaction)
+        if is_open(connection):
+            state.text = UNKNOWN
     return state
 
 
-def _is_gone(connection: Connection) -> bool:
-    # Asking a lost connection for its info would raise, and hide why it was lost.
-    return connection.invalidated or connection.closed
+def emitted_in(info: dict[Any, Any], *, idle: bool) -> Emitted:
+    """Give the same to a cursor of the driver's own.
 
-
-def begin(connection: Connection) -> None:
-    """Start anew with a transaction.
-
-    Should one be open by now, as with a pool that does not roll back what is returned to it, then
-    nobody knows what was said in it.
+    Args:
+        info: SQLAlchemy's notes on the driver's connection.
+        idle: Whether no transaction is open, so that what was said before has ended.
     """
-    if _is_gone(connection):
-        return
-    state = Emitted()
-    if is_open(connection):
-        state.text = UNKNOWN
-    connection.info[_STATE] = state
-
-
-def begin_twophase(connection: Connection, _xid: Any) -> None:
-    """Start anew with a transaction that will be prepared."""
-    begin(connection)
-
-
-def forget(connection: Connection, *_: Any) -> None:
-    """Start anew: the transaction has ended."""
-    if not _is_gone(connection):
-        connection.info.pop(_STATE, None)
-
-
-def open_savepoint(connection: Connection, name: str) -> None:
-    """Remember what held when a savepoint was opened."""
-    if not _is_gone(connection):
-        emitted_of(connection).savepoint(name)
-
-
-def roll_back_to_savepoint(connection: Connection, name: str, _: Any) -> None:
-    """Go back to what held when a savepoint was opened."""
-    if not _is_gone(connection):
-        emitted_of(connection).rollback_to(name)
-
-
-def release_savepoint(connection: Connection, name: str, _: Any) -> None:
-    """Keep what was emitted inside of a savepoint."""
-    if not _is_gone(connection):
-        emitted_of(connection).release(name)
-
-
-def follow(connection: Connection, found: Statement) -> None:
-    """Do the same for transaction control that was sent as text."""
-    state = emitted_of(connection)
-    if found.read_only is not None:
-        state.read_only = found.read_only
-    if found.unclear:
-        state.text = UNKNOWN
-    elif found.effect is Effect.ENDS:
-        forget(connection)
-    elif found.savepoint is None:
-        return
-    elif found.effect is Effect.SAVEPOINT:
-        state.savepoint(found.savepoint)
-    elif found.effect is Effect.ROLLBACK_TO:
-        state.rollback_to(found.savepoint)
-    else:
-        state.release(found.savepoint)
+    state: Emitted | None = info.get(_STATE)
+    if state is None:
+        state = info[_STATE] = Emitted()
+    elif idle:
+        state.forget()
+    return state

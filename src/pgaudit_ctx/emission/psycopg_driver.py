@@ -84,38 +84,41 @@ def begin_command(connection: _Connection) -> bytes:
     return command.encode()
 
 
-def pipelined(
-    statement: str, parameters: Any, *, committed: bool = False
-) -> Callable[[Any, Callable[[], None]], None]:
-    """Make a delivery that sends a message and a statement in one trip, in psycopg's pipeline.
+def execute_pipelined(
+    cursor: "psycopg.Cursor[Any]",
+    execute: Callable[[], None],
+    statement: str,
+    parameters: Any,
+    *,
+    committed: bool = False,
+) -> None:
+    """Send a message and execute a statement in one trip, in psycopg's pipeline.
 
     Not for DDL: psycopg notes in a pipeline that DROP makes its prepared statements invalid, but
     only gives them up with the next one that is executed, and so takes away one just prepared.
 
     Args:
+        cursor: What ``execute`` uses.
+        execute: Executes the statement.
         statement: What emits the message.
         parameters: Its parameters.
         committed: Put both into a transaction of their own. What a pipeline holds is one anyway,
             but psycopg does not expect an error from its end, as a deferred constraint gives.
     """
-
-    def deliver(cursor: "psycopg.Cursor[Any]", execute: Callable[[], None]) -> None:
-        connection = cursor.connection
-        beside = connection.cursor()
-        claim(beside)
-        try:
-            with connection.pipeline():
-                if committed:
-                    beside.execute("BEGIN")
-                beside.execute(statement, parameters)
-                execute()
-                if committed:
-                    beside.execute("COMMIT")
-        except BaseException:
-            if committed and not connection.closed:
-                beside.execute("ROLLBACK")
-            raise
-        finally:
-            beside.close()
-
-    return deliver
+    connection = cursor.connection
+    beside = connection.cursor()
+    claim(beside)
+    try:
+        with connection.pipeline():
+            if committed:
+                beside.execute("BEGIN")
+            beside.execute(statement, parameters)
+            execute()
+            if committed:
+                beside.execute("COMMIT")
+    except BaseException:
+        if committed and not connection.closed:
+            beside.execute("ROLLBACK")
+        raise
+    finally:
+        beside.close()

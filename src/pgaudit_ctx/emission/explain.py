@@ -1,0 +1,171 @@
+"""Whether a statement needs an explanation, and how its message goes with it."""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from pgaudit_ctx.emission.composer import Composer
+from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_of
+from pgaudit_ctx.emission.sending import (
+    Execute,
+    can_pipeline,
+    send,
+    send_apart,
+    send_pipelined,
+    send_wrapped,
+)
+from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
+from pgaudit_ctx.emission.transactions import is_autocommit, is_open, is_read_only
+from pgaudit_ctx.emission.volatility import may_write
+from pgaudit_ctx.errors import AuditError
+from pgaudit_ctx.message import EMPTY
+
+_OPTION: Final = "pgaudit_ctx"
+_PLAIN: Final = frozenset({Effect.READS, Effect.WRITES})
+
+
+class Explainer:
+    """Explains the statements of one installation.
+
+    Args:
+        composer: Composes the messages.
+
+    Attributes:
+        active: Whether it still explains anything; connections that sessions hold outlive an
+            installation.
+    """
+
+    def __init__(self, composer: Composer) -> None:
+        self.composer = composer
+        self.active = True
+
+    def explain(
+        self,
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        context: Any,
+        execute: Execute | None,
+    ) -> bool:
+        """Emit what explains a statement that is about to be executed, if it may write.
+
+        Args:
+            connection: SQLAlchemy's, with a transaction of SQLAlchemy's.
+            cursor: The driver's.
+            statement: As the driver gets it.
+            context: SQLAlchemy's execution context.
+            execute: Hands the statement to the driver; ``None`` if that is not ours to do.
+
+        Returns:
+            Whether the statement has been executed by now, together with its message.
+
+        Raises:
+            AuditError: If there is no context where there has to be one, or not a right one.
+            Exception: The driver's own, if the server refuses.
+        """
+        state = emitted_of(connection)
+        compiled = context.isinsert or context.isupdate or context.isdelete
+        found = DML if compiled else classify(statement)
+        executed = False
+        by_hand = context.execution_options.get(_OPTION)
+        if (
+            self.active
+            and by_hand != "skip"
+            and (compiled or by_hand == "emit" or self._writes(connection, state, found))
+        ):
+            content = self._content(connection, state)
+            if content is not None:
+                if not found.wrappable or context._is_server_side:  # noqa: SLF001 - told nowhere else
+                    execute = None
+                emit = self._emit_autocommit if is_autocommit(connection) else self._emit
+                executed = emit(connection, state, content, cursor, execute)
+        if not compiled:
+            _follow(connection, state, found)
+        return executed
+
+    def _writes(self, connection: Connection, state: Emitted, found: Statement) -> bool:
+        if found.effect is Effect.WRITES:
+            return not self._would_come_early(state, found)
+        if not found.functions:
+            return False
+        if state.text is None and not self.composer.speaks():
+            return False
+        if is_read_only(connection, state.read_only):
+            return False
+        return may_write(connection, found.functions)
+
+    def _would_come_early(self, state: Emitted, found: Statement) -> bool:
+        """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
+        if not found.begins_bare or state.text is not None:
+            return False
+        self.composer.complain(
+            "several statements",
+            "a string of several statements begins with one that must come first in its "
+            "transaction: what it writes is captured without context. Send the writes apart",
+        )
+        return True
+
+    def _content(self, connection: Connection, state: Emitted) -> str | None:
+        """Compose what is to be said; ``None`` if it is nothing, or was said."""
+        try:
+            content = self.composer.compose()
+        except AuditError:
+            if is_read_only(connection, state.read_only):
+                return None  # nothing will be written that would need a context
+            raise
+        if content == EMPTY and state.text is None:
+            return None
+        # Somebody may have ended the transaction past SQLAlchemy.
+        if content == state.text and is_open(connection):
+            return None
+        return None if is_read_only(connection, state.read_only) else content
+
+    def _emit(
+        self,
+        connection: Connection,
+        state: Emitted,
+        content: str,
+        cursor: Any,
+        execute: Execute | None,
+    ) -> bool:
+        if execute is not None and can_pipeline(connection) and is_open(connection):
+            # The message arrives also if the statement turns out not to be fit for sending.
+            state.text = content
+            send_pipelined(connection, cursor, execute, content)
+            return True
+        send(connection, content)
+        state.text = content
+        return False
+
+    def _emit_autocommit(
+        self,
+        connection: Connection,
+        state: Emitted,
+        content: str,
+        cursor: Any,
+        execute: Execute | None,
+    ) -> bool:
+        if is_open(connection):
+            # BEGIN was sent as text; where that transaction ends is not always to be seen.
+            send_apart(connection, content)
+            state.text = UNKNOWN
+            return False
+        if execute is not None:
+            send_wrapped(connection, cursor, execute, content)
+            return True
+        self.composer.complain(
+            "AUTOCOMMIT",
+            "the engine %r runs in AUTOCOMMIT mode, where CALL, DO and other text that may "
+            "need to run outside of transactions is captured without context. Use "
+            "transactions for what it writes",
+            connection.engine,
+        )
+        return False
+
+
+def _follow(connection: Connection, state: Emitted, found: Statement) -> None:
+    if found.sets_default:
+        # The default counts for the transactions that come after this one.
+        state.read_only = is_read_only(connection, state.read_only)
+    if found.unclear or found.read_only is not None or found.effect not in _PLAIN:
+        state.follow(found)
