@@ -60,10 +60,9 @@ class Scope:
         """Add values to this scope, replacing those of the same name."""
         with _binding:
             merged = {**self.merged, **values}
-            if self.bound + bound > MAX_TEXT:
-                self.bound = len(encode_context(merged))
-            else:
-                self.bound += bound
+            bound += self.bound
+            if bound > MAX_TEXT:
+                bound = len(encode_context(merged))
             self._own = {**self._own, **values}
             self.bound = bound
             self._version += 1
@@ -76,9 +75,12 @@ class Scope:
     @property
     def text(self) -> str:
         """The merged context as the text of a message, built once."""
-        stamp, merged, text = self._remember()
+        memo = self._memo
+        if memo is None or memo[0] != (self._version if self._parent is None else self.stamp):
+            memo = self._remember()
+        stamp, merged, text = memo
         if text is None:
-            text = encode_context(dict(merged))
+            text = encode_context(merged)
             self._memo = (stamp, merged, text)
         return text
 

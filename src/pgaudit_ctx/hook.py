@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import QueuePool
 
 from pgaudit_ctx.emission.composer import Composer, Provider
 from pgaudit_ctx.emission.emitted import emitted_of
 from pgaudit_ctx.emission.explain import Explainer
 from pgaudit_ctx.emission.own_statements import EMIT, claim
-from pgaudit_ctx.emission.transactions import is_autocommit, is_open
-from pgaudit_ctx.emission.volatility import volatility_of
+from pgaudit_ctx.emission.transactions import driver_connection
 from pgaudit_ctx.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def install(
         return
     uninstall(engine)
     composer = Composer(context_model, require_context=require_context, providers=providers)
-    explainer = Explainer(composer)
+    explainer = Explainer(composer, repr(target))
     listen = _listen if isinstance(target, Engine) else _listen_to_sessions
     _installed[target] = (explainer, listen(target, explainer))
 
@@ -122,7 +122,8 @@ def emit_context(connection: Connection | Session) -> None:
     """
     if isinstance(connection, Session):
         connection = connection.connection()
-    if is_autocommit(connection) and not is_open(connection):
+    driver = driver_connection(connection.dialect, connection.connection.dbapi_connection)
+    if driver.is_autocommit() and not driver.is_open():
         raise UsageError(
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
@@ -131,7 +132,8 @@ def emit_context(connection: Connection | Session) -> None:
     composer = Composer() if explainer is None else explainer.composer
     content = composer.compose()
     connection.execute(EMIT, {"content": content})
-    emitted_of(connection).text = content
+    state, _ = emitted_of(connection, connection.get_transaction())
+    state.text = content
 
 
 def _target(engine: Any) -> Any:
@@ -180,30 +182,22 @@ def _attend(dialect: "Dialect", explainer: Explainer) -> None:
 
 
 def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    execute = context.dialect.do_execute
     return _handle(
-        cursor,
-        statement,
-        context,
-        lambda: context.dialect.do_execute(cursor, statement, parameters, context),
+        cursor, statement, context, lambda: execute(cursor, statement, parameters, context)
     )
 
 
 def _do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    execute = context.dialect.do_executemany
     return _handle(
-        cursor,
-        statement,
-        context,
-        lambda: context.dialect.do_executemany(cursor, statement, parameters, context),
+        cursor, statement, context, lambda: execute(cursor, statement, parameters, context)
     )
 
 
 def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool:
-    return _handle(
-        cursor,
-        statement,
-        context,
-        lambda: context.dialect.do_execute_no_params(cursor, statement, context),
-    )
+    execute = context.dialect.do_execute_no_params
+    return _handle(cursor, statement, context, lambda: execute(cursor, statement, context))
 
 
 _HANDLERS: Final = (
@@ -215,15 +209,18 @@ _HANDLERS: Final = (
 
 def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], None]) -> bool:
     """Have a statement explained; ``True`` tells SQLAlchemy that it was executed by us."""
-    connection: Connection = context.root_connection
-    explainer = _explainer_of(connection)
-    # While a dialect initialises itself with its first connection there is no transaction.
-    if explainer is None or connection.get_transaction() is None:
-        return False
     claim(cursor)
-    dispatch = connection.dialect.dispatch
-    alone = all(len(getattr(dispatch, name)) == 1 for name, _ in _HANDLERS)
-    return explainer.explain(connection, cursor, statement, context, execute if alone else None)
+    connection: Connection = context.root_connection
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return False  # a dialect initialises itself with its first connection
+    state, driver = emitted_of(connection, transaction)
+    explainer: Explainer | None = state.explainer
+    if explainer is None or not explainer.active:
+        explainer = state.explainer = _explainer_of(connection)
+        if explainer is None:
+            return False
+    return explainer.explain(state, driver, cursor, statement, context, execute)
 
 
 def _explainer_of(connection: Connection) -> Explainer | None:
@@ -240,13 +237,17 @@ def _take_over_cursors(engine: Engine, explainer: Explainer) -> _Handlers:
     """Let the driver's own cursors emit by themselves, where the driver can do that."""
     if engine.dialect.driver != "psycopg":
         return []
-    volatility = volatility_of(engine.dialect)
+    dialect, pool = engine.dialect, engine.pool
 
-    def checkout(_connection: Any, record: Any, _fairy: Any) -> None:
+    def take_over(_connection: Any, record: Any, *_: Any) -> None:
         # The application need not have psycopg: this is only loaded where it is the driver.
         from pgaudit_ctx.emission import driver_cursors
 
-        driver_cursors.take_over(record.driver_connection, explainer, record.info, volatility)
+        driver_cursors.take_over(record, dialect, explainer)
 
-    event.listen(engine, "checkout", checkout)
-    return [("checkout", checkout)]
+    # Listening to each checkout costs each transaction more than the rest of the hook does, and is
+    # only needed if the pool has made connections before.
+    fresh = isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() == 0
+    name = "connect" if fresh else "checkout"
+    event.listen(engine, name, take_over)
+    return [(name, take_over)]

@@ -35,6 +35,8 @@ class Composer:
         self._require_context = require_context
         self._providers = tuple(providers)
         self._complained: set[object] = set()
+        # Whether what a scope says is all there is to it.
+        self._plain = not (context_model or require_context or self._providers)
 
     def speaks(self) -> bool:
         """Say whether there may be anything to say, or to refuse."""
@@ -51,6 +53,8 @@ class Composer:
             ContextInvalid: If it does not fit the model.
         """
         scope = current_scope()
+        if scope is not None and self._plain:
+            return scope.text
         if self._require_context and (scope is None or not scope.merged):
             raise ContextRequired(
                 "a write without context, on an engine installed with require_context=True. "

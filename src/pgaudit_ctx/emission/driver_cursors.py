@@ -12,13 +12,15 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import psycopg
 from psycopg import pq, sql
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from pgaudit_ctx.emission.composer import Composer
 from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_in
 from pgaudit_ctx.emission.psycopg_driver import begin_command, emit_command, simple_query
 from pgaudit_ctx.emission.statements import Effect, Statement, classify
-from pgaudit_ctx.emission.transactions import ASK_READ_ONLY, known_read_only
-from pgaudit_ctx.emission.volatility import VOLATILE_AMONG, Volatility
+from pgaudit_ctx.emission.transactions import ASK_READ_ONLY, known_read_only, reported_by_psycopg
+from pgaudit_ctx.emission.volatility import VOLATILE_AMONG, volatility_of
 from pgaudit_ctx.errors import AuditError
 from pgaudit_ctx.message import EMPTY
 
@@ -37,34 +39,51 @@ class Installation(Protocol):
 class _Owner:
     """Who explains what is written on one driver's connection."""
 
-    def __init__(self, hook: Installation, info: dict[Any, Any], volatility: Volatility) -> None:
+    def __init__(self, record: ConnectionPoolEntry, dialect: Dialect, hook: Installation) -> None:
+        # Through a weak reference, since the record refers to the connection.
+        self._record = weakref.ref(record)
+        self.volatility = volatility_of(dialect)
         self.hook = hook
-        self.info = info
-        self.volatility = volatility
+
+    def state_of(self, connection: "_Connection") -> Emitted | None:
+        """Give the state of the connection's transaction.
+
+        Returns:
+            ``None`` while the pool is still making the connection, which is its maker's affair.
+        """
+        record = self._record()
+        if record is None or record.driver_connection is not connection:
+            state = Emitted()  # it was detached from the pool: what it was told is not known
+            state.text = UNKNOWN
+            return state
+        if not record.in_use:
+            return None
+        state = emitted_in(record.info)
+        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            state.forget()
+        return state
 
 
 _owners: "weakref.WeakKeyDictionary[_Connection, _Owner]" = weakref.WeakKeyDictionary()
 _classes: dict[type, type] = {}
 
 
-def take_over(
-    connection: _Connection, hook: Installation, info: dict[Any, Any], volatility: Volatility
-) -> None:
+def take_over(record: ConnectionPoolEntry, dialect: Dialect, hook: Installation) -> None:
     """Let a connection's cursors emit by themselves from now on.
 
     Args:
-        connection: The driver's.
+        record: The pool's record of the connection.
+        dialect: SQLAlchemy's, of the engine that the pool belongs to.
         hook: The installation that explains its writes.
-        info: SQLAlchemy's notes on this connection.
-        volatility: What is known of the functions behind the engine.
     """
+    connection: Any = record.driver_connection
     owner = _owners.get(connection)
     if owner is not None and owner.hook is hook:
         return
     cursor_class: Any = connection.cursor_factory
     # Whatever else makes cursors, such as a function of the application's, is left alone.
     if isinstance(cursor_class, type) and issubclass(cursor_class, _KINDS):
-        _owners[connection] = _Owner(hook, info, volatility)
+        _owners[connection] = _Owner(record, dialect, hook)
         connection.cursor_factory = _emitting(cursor_class)
 
 
@@ -85,26 +104,28 @@ class _EmittingCursor:
     connection: Any
 
     def _explain(self, query: Any) -> None:
-        if self.claimed:
-            return
         connection = self.connection
         with connection.lock:
             connection.wait(_explain_gen(connection, query))
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        self._explain(query)
+        if not self.claimed:
+            self._explain(query)
         return super().execute(query, *args, **options)  # type: ignore[misc]
 
     def executemany(self, query: Any, *args: Any, **options: Any) -> Any:
-        self._explain(query)
+        if not self.claimed:
+            self._explain(query)
         return super().executemany(query, *args, **options)  # type: ignore[misc]
 
     def stream(self, query: Any, *args: Any, **options: Any) -> Any:
-        self._explain(query)
+        if not self.claimed:
+            self._explain(query)
         return super().stream(query, *args, **options)  # type: ignore[misc]
 
     def copy(self, statement: Any, *args: Any, **options: Any) -> Any:
-        self._explain(statement)
+        if not self.claimed:
+            self._explain(statement)
         return super().copy(statement, *args, **options)  # type: ignore[misc]
 
 
@@ -113,28 +134,30 @@ class _EmittingAsyncCursor:
     connection: Any
 
     async def _explain(self, query: Any) -> None:
-        if self.claimed:
-            return
         connection = self.connection
         async with connection.lock:
             await connection.wait(_explain_gen(connection, query))
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        await self._explain(query)
+        if not self.claimed:
+            await self._explain(query)
         return await super().execute(query, *args, **options)  # type: ignore[misc]
 
     async def executemany(self, query: Any, *args: Any, **options: Any) -> Any:
-        await self._explain(query)
+        if not self.claimed:
+            await self._explain(query)
         return await super().executemany(query, *args, **options)  # type: ignore[misc]
 
     async def stream(self, query: Any, *args: Any, **options: Any) -> Any:
-        await self._explain(query)
+        if not self.claimed:
+            await self._explain(query)
         async for row in super().stream(query, *args, **options):  # type: ignore[misc]
             yield row
 
     @asynccontextmanager
     async def copy(self, statement: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
-        await self._explain(statement)
+        if not self.claimed:
+            await self._explain(statement)
         async with super().copy(statement, *args, **options) as copy:  # type: ignore[misc]
             yield copy
 
@@ -149,8 +172,9 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
     if owner is None or not owner.hook.active:
         return
     found = _classified(connection, query)
-    idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-    state = emitted_in(owner.info, idle=idle)
+    state = owner.state_of(connection)
+    if state is None:
+        return
     if found.read_only is not None:
         state.read_only = found.read_only
     if found.unclear or found.effect not in {Effect.READS, Effect.WRITES}:
@@ -166,7 +190,7 @@ def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, Non
     if content is None or not _can_be_told(connection, composer):
         return
     command = emit_command(connection.pgconn, content)
-    if idle:
+    if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
         command = begin_command(connection) + b"; " + command
     yield from simple_query(connection, command)
     state.text = UNKNOWN
@@ -235,7 +259,7 @@ def _is_read_only_gen(
     said: bool | None,  # noqa: FBT001 - a value, no switch
 ) -> Generator[Any, Any, bool]:
     """Do what ``transactions.is_read_only`` does, for ``connection.wait``."""
-    known = known_read_only(connection.info.parameter_status, said, connection.read_only)
+    known = known_read_only(reported_by_psycopg(connection), said, connection.read_only)
     if known is not None:
         return known
     if connection.pgconn.pipeline_status != pq.PipelineStatus.OFF:

@@ -10,9 +10,10 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from pgaudit_ctx.emission.statements import Effect, Statement
-from pgaudit_ctx.emission.transactions import is_open
+from pgaudit_ctx.emission.transactions import DriverConnection, driver_connection
 
 _STATE: Final = "pgaudit_ctx"
+_DRIVER: Final = "pgaudit_ctx driver"
 
 # No message has this text, so whatever comes next differs from it and is emitted.
 UNKNOWN: Final = "?"
@@ -21,8 +22,7 @@ UNKNOWN: Final = "?"
 class Emitted:
     """What a transaction's log holds: the last message, and the one at each savepoint.
 
-    Args:
-        transaction: SQLAlchemy's; ``None`` for one that SQLAlchemy does not know of.
+    There is one for each connection of the driver, and each transaction starts it anew.
 
     Attributes:
         text: The last message; ``None`` if there was none.
@@ -30,19 +30,32 @@ class Emitted:
             ``read_only``, which PostgreSQL gives back at each end of a savepoint.
         read_only: What SET TRANSACTION or BEGIN said of the transaction; ``None`` if nothing was
             said, so that the connection's defaults hold.
+        explainer: Who explains its statements, so that it is found once for each transaction.
+        transaction: Refers to SQLAlchemy's.
     """
 
-    __slots__ = ("_transaction", "read_only", "savepoints", "text")
+    __slots__ = ("explainer", "read_only", "savepoints", "text", "transaction")
 
-    def __init__(self, transaction: object | None = None) -> None:
-        self._transaction = None if transaction is None else weakref.ref(transaction)
+    def __init__(self) -> None:
         self.text: str | None = None
         self.savepoints: list[tuple[str, str | None, bool | None]] = []
         self.read_only: bool | None = None
+        self.explainer: Any = None
+        self.transaction: weakref.ref[object] | None = None
 
-    def belongs_to(self, transaction: object) -> bool:
-        """Say whether this is the state of that transaction of SQLAlchemy's."""
-        return self._transaction is not None and self._transaction() is transaction
+    def begin(self, transaction: object, *, is_open: bool) -> None:
+        """Start anew, at the first statement of a transaction of SQLAlchemy's.
+
+        Args:
+            transaction: SQLAlchemy's.
+            is_open: Whether the server has one open by then, as with a pool that does not roll
+                back what is returned to it: nobody knows what was said in it.
+        """
+        self.forget()
+        self.explainer = None
+        self.transaction = weakref.ref(transaction)
+        if is_open:
+            self.text = UNKNOWN
 
     def savepoint(self, name: str) -> None:
         """Open a savepoint."""
@@ -89,32 +102,30 @@ class Emitted:
             self.release(found.savepoint)
 
 
-def emitted_of(connection: Connection) -> Emitted:
-    """Give the state of a connection's current transaction; to be asked at its first statement.
-
-    Should the server have one open by then, as with a pool that does not roll back what is
-    returned to it, then nobody knows what was said in it.
-    """
-    info = connection.info
-    transaction = connection.get_transaction()
-    state: Emitted | None = info.get(_STATE)
-    if state is None or not state.belongs_to(transaction):
-        state = info[_STATE] = Emitted(transaction)
-        if is_open(connection):
-            state.text = UNKNOWN
-    return state
-
-
-def emitted_in(info: dict[Any, Any], *, idle: bool) -> Emitted:
-    """Give the same to a cursor of the driver's own.
+def emitted_of(connection: Connection, transaction: object) -> tuple[Emitted, DriverConnection]:
+    """Give the state of a connection's transaction; to be asked at its first statement.
 
     Args:
-        info: SQLAlchemy's notes on the driver's connection.
-        idle: Whether no transaction is open, so that what was said before has ended.
+        connection: SQLAlchemy's.
+        transaction: The one that it is in.
+
+    Returns:
+        The state, and the driver's connection that it is about.
     """
+    lent = connection.connection
+    info = lent.info
+    driver: DriverConnection | None = info.get(_DRIVER)
+    if driver is None or driver.adapted is not lent.dbapi_connection:
+        driver = info[_DRIVER] = driver_connection(connection.dialect, lent.dbapi_connection)
+    state = emitted_in(info)
+    if state.transaction is None or state.transaction() is not transaction:
+        state.begin(transaction, is_open=driver.is_open())
+    return state, driver
+
+
+def emitted_in(info: dict[Any, Any]) -> Emitted:
+    """Give the same from SQLAlchemy's notes on the driver's connection."""
     state: Emitted | None = info.get(_STATE)
     if state is None:
         state = info[_STATE] = Emitted()
-    elif idle:
-        state.forget()
     return state

@@ -2,20 +2,19 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Connection
-
 from pgaudit_ctx.emission.composer import Composer
-from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_of
+from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted
 from pgaudit_ctx.emission.sending import (
     Execute,
     can_pipeline,
+    can_send_with,
     send,
     send_apart,
     send_pipelined,
     send_wrapped,
 )
 from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
-from pgaudit_ctx.emission.transactions import is_autocommit, is_open, is_read_only
+from pgaudit_ctx.emission.transactions import DriverConnection
 from pgaudit_ctx.emission.volatility import may_write
 from pgaudit_ctx.errors import AuditError
 from pgaudit_ctx.message import EMPTY
@@ -29,32 +28,36 @@ class Explainer:
 
     Args:
         composer: Composes the messages.
+        name: Of what it was installed on, for the log.
 
     Attributes:
         active: Whether it still explains anything; connections that sessions hold outlive an
             installation.
     """
 
-    def __init__(self, composer: Composer) -> None:
+    def __init__(self, composer: Composer, name: str) -> None:
         self.composer = composer
+        self._name = name
         self.active = True
 
     def explain(
         self,
-        connection: Connection,
+        state: Emitted,
+        driver: DriverConnection,
         cursor: Any,
         statement: str,
         context: Any,
-        execute: Execute | None,
+        execute: Execute,
     ) -> bool:
         """Emit what explains a statement that is about to be executed, if it may write.
 
         Args:
-            connection: SQLAlchemy's, with a transaction of SQLAlchemy's.
+            state: Of the connection's current transaction.
+            driver: The driver's connection.
             cursor: The driver's.
             statement: As the driver gets it.
             context: SQLAlchemy's execution context.
-            execute: Hands the statement to the driver; ``None`` if that is not ours to do.
+            execute: Hands the statement to the driver.
 
         Returns:
             Whether the statement has been executed by now, together with its message.
@@ -63,7 +66,6 @@ class Explainer:
             AuditError: If there is no context where there has to be one, or not a right one.
             Exception: The driver's own, if the server refuses.
         """
-        state = emitted_of(connection)
         compiled = context.isinsert or context.isupdate or context.isdelete
         found = DML if compiled else classify(statement)
         executed = False
@@ -71,28 +73,28 @@ class Explainer:
         if (
             self.active
             and by_hand != "skip"
-            and (compiled or by_hand == "emit" or self._writes(connection, state, found))
+            and (compiled or by_hand == "emit" or self._writes(state, driver, found))
         ):
-            content = self._content(connection, state)
+            content = self._content(state, driver)
             if content is not None:
-                if not found.wrappable or context._is_server_side:  # noqa: SLF001 - told nowhere else
-                    execute = None
-                emit = self._emit_autocommit if is_autocommit(connection) else self._emit
-                executed = emit(connection, state, content, cursor, execute)
+                # That a cursor is server-side is told nowhere else.
+                alone = not found.wrappable or context._is_server_side  # noqa: SLF001
+                emit = self._emit_autocommit if driver.is_autocommit() else self._emit
+                executed = emit(state, driver, content, cursor, None if alone else execute)
         if not compiled:
-            _follow(connection, state, found)
+            _follow(state, driver, found)
         return executed
 
-    def _writes(self, connection: Connection, state: Emitted, found: Statement) -> bool:
+    def _writes(self, state: Emitted, driver: DriverConnection, found: Statement) -> bool:
         if found.effect is Effect.WRITES:
             return not self._would_come_early(state, found)
         if not found.functions:
             return False
         if state.text is None and not self.composer.speaks():
             return False
-        if is_read_only(connection, state.read_only):
+        if driver.is_read_only(state.read_only):
             return False
-        return may_write(connection, found.functions)
+        return may_write(driver, found.functions)
 
     def _would_come_early(self, state: Emitted, found: Statement) -> bool:
         """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
@@ -105,67 +107,67 @@ class Explainer:
         )
         return True
 
-    def _content(self, connection: Connection, state: Emitted) -> str | None:
+    def _content(self, state: Emitted, driver: DriverConnection) -> str | None:
         """Compose what is to be said; ``None`` if it is nothing, or was said."""
         try:
             content = self.composer.compose()
         except AuditError:
-            if is_read_only(connection, state.read_only):
+            if driver.is_read_only(state.read_only):
                 return None  # nothing will be written that would need a context
             raise
         if content == EMPTY and state.text is None:
             return None
         # Somebody may have ended the transaction past SQLAlchemy.
-        if content == state.text and is_open(connection):
+        if content == state.text and driver.is_open():
             return None
-        return None if is_read_only(connection, state.read_only) else content
+        return None if driver.is_read_only(state.read_only) else content
 
     def _emit(
         self,
-        connection: Connection,
         state: Emitted,
+        driver: DriverConnection,
         content: str,
         cursor: Any,
         execute: Execute | None,
     ) -> bool:
-        if execute is not None and can_pipeline(connection) and is_open(connection):
+        if execute is not None and driver.is_open() and can_pipeline(driver):
             # The message arrives also if the statement turns out not to be fit for sending.
             state.text = content
-            send_pipelined(connection, cursor, execute, content)
+            send_pipelined(driver, cursor, execute, content)
             return True
-        send(connection, content)
+        send(driver, content)
         state.text = content
         return False
 
     def _emit_autocommit(
         self,
-        connection: Connection,
         state: Emitted,
+        driver: DriverConnection,
         content: str,
         cursor: Any,
         execute: Execute | None,
     ) -> bool:
-        if is_open(connection):
+        if driver.is_open():
             # BEGIN was sent as text; where that transaction ends is not always to be seen.
-            send_apart(connection, content)
+            send_apart(driver, content)
             state.text = UNKNOWN
             return False
-        if execute is not None:
-            send_wrapped(connection, cursor, execute, content)
+        if execute is not None and can_send_with(driver):
+            send_wrapped(driver, cursor, execute, content)
             return True
         self.composer.complain(
             "AUTOCOMMIT",
-            "the engine %r runs in AUTOCOMMIT mode, where CALL, DO and other text that may "
-            "need to run outside of transactions is captured without context. Use "
-            "transactions for what it writes",
-            connection.engine,
+            "%s runs in AUTOCOMMIT mode, where CALL, DO and other text that may need to run "
+            "outside of transactions is captured without context. Use transactions for what it "
+            "writes",
+            self._name,
         )
         return False
 
 
-def _follow(connection: Connection, state: Emitted, found: Statement) -> None:
+def _follow(state: Emitted, driver: DriverConnection, found: Statement) -> None:
     if found.sets_default:
         # The default counts for the transactions that come after this one.
-        state.read_only = is_read_only(connection, state.read_only)
+        state.read_only = driver.is_read_only(state.read_only)
     if found.unclear or found.read_only is not None or found.effect not in _PLAIN:
         state.follow(found)

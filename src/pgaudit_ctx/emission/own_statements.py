@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Connection, Text, TextClause, bindparam, text
+from sqlalchemy import Text, TextClause, bindparam, text
 from sqlalchemy.engine.interfaces import Dialect
 
 from pgaudit_ctx.message import PREFIX
@@ -37,9 +37,15 @@ def prepared(dialect: Dialect, statement: TextClause, content: str) -> tuple[str
     return prepare(content)
 
 
-def run(connection: Connection, statement: str, parameters: Any = ()) -> Sequence[Any]:
-    """Run a statement on a cursor of its own, past SQLAlchemy's events and log; give its rows."""
-    cursor = connection.connection.cursor()
+def run(adapted: Any, statement: str, parameters: Any = ()) -> Sequence[Any]:
+    """Run a statement on a cursor of its own, past SQLAlchemy's events and log; give its rows.
+
+    Args:
+        adapted: The driver's connection as SQLAlchemy drives it.
+        statement: In the driver's paramstyle.
+        parameters: Its parameters.
+    """
+    cursor = adapted.cursor()
     claim(cursor)
     try:
         cursor.execute(statement, parameters)

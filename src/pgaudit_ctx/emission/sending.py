@@ -1,13 +1,12 @@
 """How a message reaches the server: with BEGIN, with the write, or in a trip of its own."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import Connection
-
 from pgaudit_ctx.emission.own_statements import EMIT, prepared, run
-from pgaudit_ctx.emission.transactions import driver_connection, is_open
+from pgaudit_ctx.emission.transactions import DriverConnection
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,69 +15,84 @@ Execute: TypeAlias = Callable[[], None]
 """Hands the statement that is being executed to the driver."""
 
 
-def send(connection: Connection, content: str) -> None:
+def send(driver: DriverConnection, content: str) -> None:
     """Send a message ahead of whatever comes next in the transaction, which is begun if need be.
 
     Raises:
         Exception: The driver's own, if the server refuses.
     """
-    if connection.dialect.driver == "psycopg" and not is_open(connection):
-        raw = connection.connection.dbapi_connection
-        _psycopg().begin_with(raw, driver_connection(connection), content)
+    if driver.dialect.driver == "psycopg" and not driver.is_open():
+        _psycopg().begin_with(driver.adapted, driver.own, content)
     else:
-        send_apart(connection, content)
+        send_apart(driver, content)
 
 
-def send_apart(connection: Connection, content: str) -> None:
+def send_apart(driver: DriverConnection, content: str) -> None:
     """Send a message in a trip of its own."""
-    statement, parameters = prepared(connection.dialect, EMIT, content)
-    run(connection, statement, parameters)
+    statement, parameters = prepared(driver.dialect, EMIT, content)
+    run(driver.adapted, statement, parameters)
 
 
-def can_pipeline(connection: Connection) -> bool:
+def can_send_with(driver: DriverConnection) -> bool:
+    """Say whether nobody else wants to execute what the dialect hands to the driver.
+
+    One listener that does keeps the others from being asked: theirs would not be heard, or ours.
+    """
+    dispatch: Any = driver.dialect.dispatch
+    return (
+        len(dispatch.do_execute) == 1
+        and len(dispatch.do_executemany) == 1
+        and len(dispatch.do_execute_no_params) == 1
+    )
+
+
+def can_pipeline(driver: DriverConnection) -> bool:
     """Say whether a message can travel in one trip with a statement, in an open transaction."""
-    return connection.dialect.driver == "psycopg" and not connection.dialect.is_async
+    dialect = driver.dialect
+    return dialect.driver == "psycopg" and not dialect.is_async and can_send_with(driver)
 
 
-def send_pipelined(connection: Connection, cursor: Any, execute: Execute, content: str) -> None:
+def send_pipelined(driver: DriverConnection, cursor: Any, execute: Execute, content: str) -> None:
     """Send a message and execute a statement, in one trip.
 
     Args:
-        connection: One of which ``can_pipeline`` holds, with a transaction open.
+        driver: One of which ``can_pipeline`` holds, with a transaction open.
         cursor: What executes a single query or DML statement; a client's cursor.
         execute: Does that.
         content: The message's text.
     """
-    statement, parameters = prepared(connection.dialect, EMIT, content)
+    statement, parameters = prepared(driver.dialect, EMIT, content)
     _psycopg().execute_pipelined(cursor, execute, statement, parameters)
 
 
-def send_wrapped(connection: Connection, cursor: Any, execute: Execute, content: str) -> None:
+def send_wrapped(driver: DriverConnection, cursor: Any, execute: Execute, content: str) -> None:
     """Give message and statement a transaction, where AUTOCOMMIT would give each its own.
 
     Args:
-        connection: A connection in AUTOCOMMIT mode without an open transaction.
+        driver: One of which ``can_send_with`` holds, in AUTOCOMMIT mode without an open
+            transaction.
         cursor: What executes a single statement that runs alike inside of a transaction and
             outside.
         execute: Does that.
         content: The message's text.
     """
-    statement, parameters = prepared(connection.dialect, EMIT, content)
-    if can_pipeline(connection):
+    statement, parameters = prepared(driver.dialect, EMIT, content)
+    if can_pipeline(driver):
         _psycopg().execute_pipelined(cursor, execute, statement, parameters, committed=True)
         return
-    run(connection, "BEGIN")
+    run(driver.adapted, "BEGIN")
     try:
-        run(connection, statement, parameters)
+        run(driver.adapted, statement, parameters)
         execute()
     except BaseException:
         # Why it failed is what counts, also if the connection is gone.
-        with contextlib.suppress(connection.dialect.loaded_dbapi.Error):
-            run(connection, "ROLLBACK")
+        with contextlib.suppress(driver.dialect.loaded_dbapi.Error):
+            run(driver.adapted, "ROLLBACK")
         raise
-    run(connection, "COMMIT")
+    run(driver.adapted, "COMMIT")
 
 
+@functools.cache
 def _psycopg() -> "ModuleType":
     # The application need not have psycopg: this is only loaded where it is an engine's driver.
     from pgaudit_ctx.emission import psycopg_driver

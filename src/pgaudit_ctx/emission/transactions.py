@@ -8,119 +8,160 @@ them from version 14 on.
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Connection
+from sqlalchemy.engine.interfaces import Dialect
 
 from pgaudit_ctx.emission.own_statements import run
 
-_Report: TypeAlias = Callable[[Any, str], str | None]
+_Reported: TypeAlias = tuple[bool, bool]
+"""Whether ``in_hot_standby`` and ``default_transaction_read_only`` were last reported as on."""
+
 _IDLE: Final = 0
 
 ASK_READ_ONLY: Final = "SHOW transaction_read_only"
 
 
-def driver_connection(connection: Connection) -> Any:
-    """Give the driver's own connection, also of one that was detached from its pool."""
-    raw = connection.connection.dbapi_connection
-    return None if raw is None else connection.dialect.get_driver_connection(raw)
-
-
-def is_autocommit(connection: Connection) -> bool:
-    """Say whether the driver ends a transaction after each statement."""
-    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
-
-
-def is_open(connection: Connection) -> bool:
-    """Say whether a transaction is open on the server, however it was begun."""
-    driver = connection.dialect.driver
-    raw: Any = connection.connection.dbapi_connection
-    if driver == "psycopg":
-        # Through pgconn and not info, which is an object made anew each time.
-        return bool(driver_connection(connection).pgconn.transaction_status != _IDLE)
-    if driver == "psycopg2":
-        return bool(raw.get_transaction_status() != _IDLE)
-    if driver == "asyncpg":
-        return bool(driver_connection(connection).is_in_transaction())
-    # pg8000 and drivers that nobody has looked at: outside AUTOCOMMIT a transaction is begun.
-    return bool(getattr(raw, "_in_transaction", not is_autocommit(connection)))
-
-
-def is_read_only(connection: Connection, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
-    """Say whether nothing can be written.
-
-    What the server reports by itself reaches a driver only with the next answer, so a connection
-    that was idle while its standby was promoted still has the old report. One that says that
-    nothing can be written is therefore confirmed with a question, which takes no snapshot.
+class DriverConnection:
+    """A connection of pg8000, or of a driver that nobody has looked at.
 
     Args:
-        connection: An open connection.
-        said: What the transaction's own statements said of it, if they did.
+        dialect: SQLAlchemy's, of the engine that made it.
+        adapted: The connection as SQLAlchemy drives it.
 
-    Returns:
-        Whether the server is a standby, or the transaction is READ ONLY.
+    Attributes:
+        own: The driver's own connection, which is the same unless it is asynchronous.
     """
-    raw: Any = connection.connection.dbapi_connection
-    driver = connection.dialect.driver
-    report = _REPORTS.get(driver, _nothing)
-    asked = getattr(raw, "read_only", getattr(raw, "readonly", None))
-    if not isinstance(asked, bool) or (driver == "asyncpg" and not asked):
-        asked = None  # the dialect's False for asyncpg only means that nobody asked
-    known = known_read_only(lambda name: report(connection, name), said, asked)
-    return run(connection, ASK_READ_ONLY)[0][0] == "on" if known is None else known
+
+    __slots__ = ("adapted", "dialect", "own")
+
+    def __init__(self, dialect: Dialect, adapted: Any) -> None:
+        self.dialect = dialect
+        self.adapted = adapted
+        self.own: Any = dialect.get_driver_connection(adapted)
+
+    def is_autocommit(self) -> bool:
+        """Say whether the driver ends a transaction after each statement."""
+        return bool(getattr(self.adapted, "autocommit", False))
+
+    def is_open(self) -> bool:
+        """Say whether a transaction is open on the server, however it was begun."""
+        # Outside AUTOCOMMIT a transaction is begun.
+        return bool(getattr(self.adapted, "_in_transaction", not self.is_autocommit()))
+
+    def is_read_only(self, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
+        """Say whether nothing can be written.
+
+        What the server reports by itself reaches a driver only with the next answer, so a
+        connection that was idle while its standby was promoted still has the old report. One that
+        says that nothing can be written is therefore confirmed with a question, which takes no
+        snapshot.
+
+        Args:
+            said: What the transaction's own statements said of it, if they did.
+
+        Returns:
+            Whether the server is a standby, or the transaction is READ ONLY.
+        """
+        known = known_read_only(self.reported(), said, self.asked())
+        return run(self.adapted, ASK_READ_ONLY)[0][0] == "on" if known is None else known
+
+    def reported(self) -> _Reported:
+        """Give what the server last reported by itself."""
+        statuses: Any = getattr(self.adapted, "parameter_statuses", {})
+        return _are_on(statuses.get)
+
+    def asked(self) -> bool | None:
+        """Give what the driver begins its transactions with: READ ONLY, READ WRITE, or neither."""
+        asked = getattr(self.adapted, "read_only", getattr(self.adapted, "readonly", None))
+        return asked if isinstance(asked, bool) else None
+
+
+class _Psycopg(DriverConnection):
+    __slots__ = ()
+
+    def is_open(self) -> bool:
+        # Through pgconn and not info, which is an object made anew each time.
+        return bool(self.own.pgconn.transaction_status != _IDLE)
+
+    def reported(self) -> _Reported:
+        return reported_by_psycopg(self.own)
+
+    def asked(self) -> bool | None:
+        asked: bool | None = self.own.read_only
+        return asked
+
+
+class _Psycopg2(DriverConnection):
+    __slots__ = ()
+
+    def is_open(self) -> bool:
+        return bool(self.own.get_transaction_status() != _IDLE)
+
+    def reported(self) -> _Reported:
+        return _are_on(self.own.get_parameter_status)
+
+
+class _Asyncpg(DriverConnection):
+    __slots__ = ()
+
+    def is_open(self) -> bool:
+        return bool(self.own.is_in_transaction())
+
+    def reported(self) -> _Reported:
+        settings = self.own.get_settings()
+        return _are_on(lambda name: getattr(settings, name, None))
+
+    def asked(self) -> bool | None:
+        # The dialect's False only means that nobody asked.
+        return super().asked() or None
+
+
+_DRIVERS: Final[dict[str, type[DriverConnection]]] = {
+    "psycopg": _Psycopg,
+    "psycopg2": _Psycopg2,
+    "asyncpg": _Asyncpg,
+}
+
+
+def driver_connection(dialect: Dialect, adapted: Any) -> DriverConnection:
+    """Give what is known of a connection, also of one that was detached from its pool.
+
+    Args:
+        dialect: SQLAlchemy's, of the engine that made it.
+        adapted: The connection as SQLAlchemy drives it.
+    """
+    return _DRIVERS.get(dialect.driver, DriverConnection)(dialect, adapted)
 
 
 def known_read_only(
-    report: Callable[[str], str | None],
+    reported: _Reported,
     said: bool | None,  # noqa: FBT001 - a value, no switch
     asked: bool | None,  # noqa: FBT001 - likewise
 ) -> bool | None:
-    """Say the same from what is known, whatever drives the connection.
+    """Say from what is known whether nothing can be written.
 
     Args:
-        report: Gives what the server last reported of a parameter.
+        reported: Whether the server reported itself as a standby, and read only by default.
         said: What the transaction's own statements said of it, if they did.
         asked: What the driver begins its transactions with, if anything.
 
     Returns:
-        Whether nothing can be written; ``None`` if ``ASK_READ_ONLY`` has to be asked.
+        ``None`` if ``ASK_READ_ONLY`` has to be asked.
     """
-    if report("in_hot_standby") == "on":
+    standby, read_only_by_default = reported
+    if standby:
         return None
     if said is None:
         said = asked
     if said is not None:
         return said
-    return None if report("default_transaction_read_only") == "on" else False
+    return None if read_only_by_default else False
 
 
-def _nothing(_connection: Connection, _name: str) -> str | None:
-    return None
+def reported_by_psycopg(own: Any) -> _Reported:
+    """Give what the server last reported to a connection of psycopg's own."""
+    status = own.pgconn.parameter_status
+    return status(b"in_hot_standby") == b"on", status(b"default_transaction_read_only") == b"on"
 
 
-def _psycopg(connection: Connection, name: str) -> str | None:
-    value: bytes | None = driver_connection(connection).pgconn.parameter_status(name.encode())
-    return None if value is None else value.decode()
-
-
-def _psycopg2(connection: Connection, name: str) -> str | None:
-    raw: Any = connection.connection.dbapi_connection
-    value = raw.get_parameter_status(name)
-    return None if value is None else str(value)
-
-
-def _asyncpg(connection: Connection, name: str) -> str | None:
-    value = getattr(driver_connection(connection).get_settings(), name, None)
-    return None if value is None else str(value)
-
-
-def _pg8000(connection: Connection, name: str) -> str | None:
-    raw: Any = connection.connection.dbapi_connection
-    value = raw.parameter_statuses.get(name)
-    return None if value is None else str(value)
-
-
-_REPORTS: Final[dict[str, _Report]] = {
-    "psycopg": _psycopg,
-    "psycopg2": _psycopg2,
-    "asyncpg": _asyncpg,
-    "pg8000": _pg8000,
-}
+def _are_on(report: Callable[[str], str | None]) -> _Reported:
+    return report("in_hot_standby") == "on", report("default_transaction_read_only") == "on"

@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 from sqlalchemy.engine.interfaces import Dialect
 
 from pgaudit_ctx.emission.own_statements import prepared, run
+from pgaudit_ctx.emission.transactions import DriverConnection
 
 # Names arrive as one text, since drivers disagree about arrays.
 VOLATILE_AMONG: Final = text(
@@ -65,17 +66,17 @@ def volatility_of(dialect: Dialect) -> Volatility:
     return known
 
 
-def may_write(connection: Connection, names: Iterable[str]) -> bool:
+def may_write(driver: DriverConnection, names: Iterable[str]) -> bool:
     """Say whether one of these functions may write, asking the server for those not known yet.
 
     Args:
-        connection: Where to ask: in the transaction that is about to call them, which takes its
+        driver: Where to ask: in the transaction that is about to call them, which takes its
             snapshot then anyway.
         names: As :func:`pgaudit_ctx.emission.calls.called_functions` gives them.
     """
-    volatility = volatility_of(connection.dialect)
+    volatility = volatility_of(driver.dialect)
     unknown = volatility.unknown(names)
     if unknown:
-        question = prepared(connection.dialect, VOLATILE_AMONG, "\n".join(unknown))
-        volatility.learn(unknown, run(connection, *question))
+        question = prepared(driver.dialect, VOLATILE_AMONG, "\n".join(unknown))
+        volatility.learn(unknown, run(driver.adapted, *question))
     return volatility.may_write(names)
