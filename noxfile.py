@@ -33,6 +33,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session
+def heavy(session: nox.Session) -> None:
+    """Run the tests that take too much time and memory for every day."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "heavy", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"], ids=["2.0", "2.1"])
 def compat(session: nox.Session, sqlalchemy: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination.coverage import CoveredTable, record_coverage
 from pgaudit_ctx.destination.schema import Connection, check_schema
 from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
 from pgaudit_ctx.source import catalog
@@ -91,14 +92,14 @@ def begin_capture(
         ledger.open_trail(destination, name, first, position.time)
         checkpoint = ledger.read_checkpoint(destination, name) or first
     _refuse_slot_ahead(checkpoint, slot, options)
-    ledger.record_coverage(
+    record_coverage(
         destination,
         name,
         checkpoint.epoch,
         *position,
         options.publication,
         [
-            ledger.CoveredTable(t.schema, t.name, t.oid, t.key_columns, t.identity)
+            CoveredTable(t.schema, t.name, t.oid, t.key, t.identity)
             for t in catalog.read_tables(source, options.publication)
             if t.published and not t.partition
         ],

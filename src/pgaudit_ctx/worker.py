@@ -13,12 +13,14 @@ from typing import Final, NamedTuple
 import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
-from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination.coverage import keys_at_checkpoint
 from pgaudit_ctx.destination.schema import attach_ahead, check_schema
 from pgaudit_ctx.destination.sink import Sink
 from pgaudit_ctx.preflight import WorkerOptions, begin_capture
 from pgaudit_ctx.source import catalog
+from pgaudit_ctx.source.keys import KeyHistory
 from pgaudit_ctx.source.stream import ReplicationStream
+from pgaudit_ctx.wal.encodings import codec_for
 from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_starts
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
 from pgaudit_ctx.wal.pgoutput import Begin, Commit, Relation, decode
@@ -64,12 +66,13 @@ class Worker:
             self.name = options.name or self._source.info.dbname
             try:
                 check_schema(self._destination)
-                self._keys = ledger.open_keys(self._destination, self.name)
+                self._keys = KeyHistory(keys_at_checkpoint(self._destination, self.name))
                 self._checkpoint = begin_capture(self._source, self._destination, options)
             except psycopg.Error as error:
                 raise refusal(error, "prepare the capture") from None
             self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
-            self._stitcher = Stitcher(self._describe)
+            encoding = self._source.info.parameter_status("server_encoding") or ""
+            self._stitcher = Stitcher(self._describe, codec_for(encoding))
             self._stream = opened.enter_context(
                 ReplicationStream(options.source, options.slot, options.publication)
             )
@@ -166,22 +169,7 @@ class Worker:
         return self._stopping or caught_up
 
     def _describe(self, relation: Relation) -> TableFacts | None:
-        """Look a relation up, with the key as it was when what comes now was written.
-
-        The catalog is of today, and the table may have been dropped or its key changed since. The
-        key at the checkpoint is known, and after a second Relation message it is today's. Where
-        both are possible the key is left out: never a wrong one.
-        """
-        facts = catalog.read_facts(self._source, relation)
-        names = {column.name for column in relation.columns}
-        oid = relation.oid if facts is None else facts.oid
-        known = self._keys.pop(oid, None) if facts is not None else self._keys.get(oid)
-        candidates = {key for key in (known, facts and facts.key_columns) if key is not None}
-        possible = [key for key in candidates if set(key) <= names]
-        key = possible[0] if len(possible) == 1 else ()
-        if facts is None:
-            return TableFacts(relation.oid, relation.schema, relation.name, key, {})
-        return facts._replace(key_columns=key)
+        return catalog.describe(self._source, self._keys, relation)
 
     def _take(self, frames: Sequence[bytes], on_batch: Callable[[Progress], None]) -> None:
         """Take some frames, and store transactions in as few commits as their size allows.
@@ -214,6 +202,8 @@ class Worker:
 
     def _begin(self, transaction: Begin, on_batch: Callable[[Progress], None]) -> None:
         self._inside = True
+        for relation in self._keys.begin(transaction.final_lsn):
+            self._stitcher.receive(transaction.final_lsn, relation)
         if self._sink.needs_partition(transaction):
             self._store(on_batch)
             self._finish(on_batch)

@@ -4,6 +4,8 @@ import asyncio
 import datetime as dt
 import decimal
 import enum
+import hashlib
+import json
 import uuid
 
 import pytest
@@ -30,6 +32,8 @@ from pgaudit_ctx.reading.shape import shape_of
 from pgaudit_ctx.reading.typed import converter, key_text
 from pgaudit_ctx.urls import sqlalchemy_url, without_password
 from pgaudit_ctx.wal.lsn import parse_lsn
+from pgaudit_ctx.wal.pgoutput import Column, Relation
+from pgaudit_ctx.wal.table import CapturedTable
 from pgaudit_ctx.wal.values import JSONB, encoder_for
 from support.clinic import Dose
 from unit.history_rows import at, change, trail_of
@@ -172,12 +176,38 @@ async def test_one_scope_entered_by_two_tasks_leaves_each_where_it_was() -> None
     assert left == {0: None, 1: None}
 
 
-def test_a_jsonb_too_deep_to_look_into_is_kept_and_marked_as_a_value() -> None:
-    text = "[" * 100_000 + '"$pgaudit_ctx"' + "]" * 100_000  # 3.13 looks into 9,998
-    assert (
-        encoder_for(JSONB)(text.encode()).decode()
-        == f'{{"$pgaudit_ctx": "value", "value": {text}}}'
+@pytest.mark.parametrize("depth", [501, 100_000])
+@pytest.mark.parametrize("inner", ['"$pgaudit_ctx"', '"[", {}, 1'])
+def test_a_jsonb_deeper_than_another_server_may_take_is_kept_as_text(depth, inner) -> None:
+    text = "[" * depth + inner + "]" * depth
+    assert json.loads(encoder_for(JSONB)(text.encode())) == {"$pgaudit_ctx": "text", "text": text}
+
+
+def test_many_documents_in_one_array_are_not_taken_for_a_deep_one() -> None:
+    text = "[" + '{"a": ["[[", {}]}, ' * 2000 + "[]]"
+    assert encoder_for(JSONB)(text.encode()) == text.encode()
+
+
+def test_an_array_of_more_elements_than_jsonb_takes_is_kept_as_text() -> None:
+    text = "[" + "1," * 8_000_001 + "1]"
+    assert encoder_for(JSONB)(text.encode()).startswith(b'{"$pgaudit_ctx": "text"')
+
+
+def test_a_row_that_jsonb_could_not_hold_gives_up_its_largest_values_first() -> None:
+    relation = Relation(
+        1, "public", "t", "f", tuple(Column(name, 25, -1, True) for name in ("a", "b", "c"))
     )
+    table = CapturedTable(relation, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgaudit_ctx.wal.table.MAX_ROW", 64 * 2**20)
+        row = json.loads(table.render([b"a" * 2**25, b"b" * (2**25 + 1), b"c"]))
+    assert row["a"] == "a" * 2**25
+    assert row["b"] == {
+        "$pgaudit_ctx": "too large",
+        "bytes": 2**25 + 1,
+        "sha256": hashlib.sha256(b"b" * (2**25 + 1)).hexdigest(),
+    }
+    assert row["c"] == "c"
 
 
 def test_a_number_of_5000_digits_beside_our_marker_passes_through() -> None:

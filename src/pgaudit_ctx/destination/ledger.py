@@ -1,4 +1,4 @@
-"""What is written beside the changes: checkpoint, epochs, coverage, tracked tables, operations."""
+"""What is written beside the changes: checkpoint, epochs, tracked tables, operations."""
 
 import datetime as dt
 import json
@@ -25,17 +25,8 @@ class Checkpoint(NamedTuple):
     database_oid: int
 
 
-class CoveredTable(NamedTuple):
-    """One table that is captured from now on; ``identity`` as in ``pg_class.relreplident``."""
-
-    schema: str
-    name: str
-    oid: int
-    key_columns: list[str]
-    identity: str
-
-
-_IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "INDEX"}
+IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "INDEX"}
+"""``pg_class.relreplident`` in words."""
 
 
 def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
@@ -61,18 +52,6 @@ def other_name(
         [source, slot, system_identifier, database_oid],
     ).fetchone()
     return None if row is None else str(row[0])
-
-
-def open_keys(connection: Connection, source: str) -> dict[int, tuple[str, ...]]:
-    """Give the key columns of each table as they were when its coverage was last written down."""
-    return {
-        oid: tuple(key_columns)
-        for oid, key_columns in connection.execute(
-            "SELECT relation_oid, key_columns FROM pgaudit_ctx.coverage"
-            " WHERE source = %s AND to_lsn IS NULL",
-            [source],
-        )
-    }
 
 
 def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.datetime) -> None:
@@ -159,69 +138,6 @@ def advance_checkpoint(
         )
 
 
-def record_coverage(
-    connection: Connection,
-    source: str,
-    epoch: int,
-    lsn: int,
-    time: dt.datetime,
-    publication: str,
-    tables: Iterable[CoveredTable],
-) -> None:
-    """Open an interval of coverage for each table that has none, and close those that ended.
-
-    Args:
-        connection: To the destination.
-        source: The source's name.
-        epoch: The current epoch.
-        lsn: Where the intervals begin, or end.
-        time: The source's clock there.
-        publication: The publication that sends the tables.
-        tables: Every table that is captured now.
-    """
-    known = {
-        (oid, identity, tuple(keys), schema, name)
-        for oid, identity, keys, schema, name in connection.execute(
-            "SELECT relation_oid, identity, key_columns, schema_name, table_name"
-            " FROM pgaudit_ctx.coverage WHERE source = %s AND epoch = %s AND to_lsn IS NULL",
-            [source, epoch],
-        )
-    }
-    current = {
-        (t.oid, _IDENTITIES[t.identity], tuple(t.key_columns), t.schema, t.name) for t in tables
-    }
-    with connection.transaction(), connection.cursor() as cursor:
-        for oid, *_ in known - current:
-            cursor.execute(
-                "UPDATE pgaudit_ctx.coverage SET to_lsn = greatest(%s::pg_lsn, from_lsn),"
-                " to_time = %s WHERE source = %s AND epoch = %s"
-                " AND relation_oid = %s AND to_lsn IS NULL",
-                [format_lsn(lsn), time, source, epoch, oid],
-            )
-        for oid, identity, keys, schema, name in sorted(current - known):
-            cursor.execute(
-                "INSERT INTO pgaudit_ctx.coverage (source, epoch, schema_name, table_name,"
-                " relation_oid, from_lsn, from_time, key_columns, identity, publication)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (source, epoch, relation_oid, from_lsn) DO UPDATE SET"
-                " schema_name = excluded.schema_name, table_name = excluded.table_name,"
-                " key_columns = excluded.key_columns, identity = excluded.identity,"
-                " to_lsn = NULL, to_time = NULL",
-                [
-                    source,
-                    epoch,
-                    schema,
-                    name,
-                    oid,
-                    format_lsn(lsn),
-                    time,
-                    list(keys),
-                    identity,
-                    publication,
-                ],
-            )
-
-
 def record_tracked(
     connection: Connection, source: str, decisions: Iterable[tuple[str, str, str, str]]
 ) -> None:
@@ -240,7 +156,7 @@ def record_tracked(
                 " VALUES (%s, %s, %s, %s, %s)"
                 " ON CONFLICT (source, schema_name, table_name)"
                 " DO UPDATE SET identity = excluded.identity",
-                [source, schema, table, _IDENTITIES[identity], _IDENTITIES[before]],
+                [source, schema, table, IDENTITIES[identity], IDENTITIES[before]],
             )
 
 

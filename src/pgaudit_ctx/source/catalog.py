@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import psycopg
 from psycopg.rows import class_row
 
+from pgaudit_ctx.source.keys import KeyHistory, KnownKey
 from pgaudit_ctx.wal.lsn import parse_lsn
 from pgaudit_ctx.wal.pgoutput import Relation
 from pgaudit_ctx.wal.table import TableFacts
@@ -26,8 +27,16 @@ _KEY_COLUMNS: Final = """
         WHERE i.indrelid = {table} AND i.indisprimary AND k.place <= i.indnkeyatts
     ), '{{}}')"""
 
+_KEY_INDEX: Final = """
+    coalesce((
+        SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = {table} AND i.indisprimary
+    ), 0)"""
+
 _FACTS: Final = f"""
-    SELECT root.oid, n.nspname::text, root.relname::text, {_KEY_COLUMNS.format(table="root.oid")}
+    SELECT root.oid, n.nspname::text, root.relname::text,
+        {_KEY_COLUMNS.format(table="root.oid")},
+        {_KEY_INDEX.format(table="root.oid")},
+        pg_current_wal_insert_lsn()::text
     FROM pg_class c
     JOIN pg_class root ON root.oid = coalesce(pg_partition_root(c.oid)::oid, c.oid)
     JOIN pg_namespace n ON n.oid = root.relnamespace
@@ -50,6 +59,7 @@ _TABLES: Final = f"""
         c.relpersistence = 'u' AS unlogged, c.relkind = 'f' AS remote,
         c.relreplident::text AS identity,
         {_KEY_COLUMNS.format(table="c.oid")} AS key_columns,
+        {_KEY_INDEX.format(table="c.oid")} AS key_index,
         EXISTS (
             SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE r.prrelid = c.oid AND p.pubname = %(publication)s
@@ -94,11 +104,17 @@ class SourceTable(NamedTuple):
     published: bool
     virtual_columns: bool
     extension: str | None
+    key_index: int = 0
 
     @property
     def qualified(self) -> str:
         """The name to show: ``schema.table``."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def key(self) -> KnownKey:
+        """Its primary key."""
+        return KnownKey(self.key_index, tuple(self.key_columns))
 
 
 class SlotState(NamedTuple):
@@ -143,15 +159,27 @@ class Position(NamedTuple):
         return (self.time - _POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
 
 
-def read_facts(connection: Connection, relation: Relation) -> TableFacts | None:
-    """Look up what a Relation message does not say; ``None`` if the table is gone."""
+def describe(connection: Connection, keys: KeyHistory, relation: Relation) -> TableFacts | None:
+    """Look up what a Relation message does not say, with the key as it was then.
+
+    Args:
+        connection: To the source.
+        keys: What is known of the keys.
+        relation: The message.
+
+    Returns:
+        ``None`` if the table is gone and nothing was known of it.
+    """
     row = connection.execute(_FACTS, [relation.oid]).fetchone()
     if row is None:
-        return None
-    oid, schema, name, key_columns = row
+        columns = keys.columns(relation, relation.oid, None, 0)
+        return TableFacts(relation.oid, relation.schema, relation.name, columns, {})
+    oid, schema, name, key_columns, key_index, lsn = row
+    now = KnownKey(key_index, tuple(key_columns))
+    columns = keys.columns(relation, oid, now, parse_lsn(lsn))
     own_types = [c.type_oid for c in relation.columns if c.type_oid >= _FIRST_USER_OID]
     base_types = dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
-    return TableFacts(oid, schema, name, tuple(key_columns), base_types)
+    return TableFacts(oid, schema, name, columns, base_types)
 
 
 def read_tables(connection: Connection, publication: str) -> Sequence[SourceTable]:

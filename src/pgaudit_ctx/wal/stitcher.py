@@ -27,6 +27,7 @@ from pgaudit_ctx.wal.pgoutput import (
     Update,
 )
 from pgaudit_ctx.wal.table import CapturedTable, Key, TableFacts
+from pgaudit_ctx.wal.values import MAX_VALUE
 
 _INSERT: Final = Operation.INSERT.value
 _UPDATE: Final = Operation.UPDATE.value
@@ -67,10 +68,14 @@ class Stitcher:
 
     Args:
         describe: Looks up what the catalog knows of a relation; ``None`` if it is gone.
+        codec: Python's codec for messages, which come in the encoding of their database.
     """
 
-    def __init__(self, describe: Callable[[Relation], TableFacts | None]) -> None:
+    def __init__(
+        self, describe: Callable[[Relation], TableFacts | None], codec: str = "utf-8"
+    ) -> None:
         self._describe = describe
+        self._codec = codec
         self._tables: dict[int, CapturedTable] = {}
         self._held: list[CapturedChange] = []
         self._held_lsn = -1
@@ -135,7 +140,7 @@ class Stitcher:
     def _apply(self, message: Message) -> Sequence[CapturedChange]:
         if not message.transactional or message.prefix != PREFIX:
             return ()
-        context = context_json(message.content)
+        context = context_json(message.content, self._codec)
         ready: Sequence[CapturedChange] = ()
         if message.lsn == self._held_lsn:
             self._held = [change._replace(context=context) for change in self._held]
@@ -207,20 +212,22 @@ class Stitcher:
         )
 
 
-def context_json(content: bytes) -> str | None:
+def context_json(content: bytes, codec: str = "utf-8") -> str | None:
     """Check the text of a message.
 
     Args:
         content: The message's bytes; ASCII by our contract, anything from others.
+        codec: What they are in.
 
     Returns:
         The text as it was if ``jsonb`` takes it and it is an object, ``None`` for an empty object,
         else an object that marks the context as invalid and quotes the text's beginning.
     """
-    text = content.decode("utf-8", errors="replace")
+    text = content.decode(codec, errors="replace")
     try:
-        content.decode()
-        value = parse(text, allow_duplicates=True)
+        content.decode(codec)
+        # Each of its rows would carry one that is too large.
+        value = parse(text, allow_duplicates=True) if len(content) <= MAX_VALUE else None
     except ValueError:
         value = None
     if isinstance(value, dict):

@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from json.encoder import encode_basestring
 from operator import ne
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from pgaudit_ctx.change import UNAVAILABLE
 from pgaudit_ctx.wal.pgoutput import Relation, Tuple, Value
 from pgaudit_ctx.wal.values import (
+    JSON_ENCODERS,
     MARKER_BYTES,
     MAX_VALUE,
+    SURELY_SHALLOW,
     UNAVAILABLE_JSON,
     Encoder,
     encode_bool,
@@ -18,10 +20,15 @@ from pgaudit_ctx.wal.values import (
     encode_jsonb,
     encode_plain,
     encode_text,
+    encode_within,
     encoder_for,
 )
 
 Key = tuple[bytes, ...]
+MAX_ROW: Final = 250 * 10**6
+"""What a row may need as ``jsonb``, in bytes; it can hold little more."""
+# So many bytes of JSON never need more than a jsonb can hold, however many scalars they are.
+_MAX_JSON: Final = 16 * 2**20
 
 
 class TableFacts(NamedTuple):
@@ -57,6 +64,7 @@ class CapturedTable:
         "_key",
         "_key_set",
         "_labels",
+        "_limit",
         "_only_key",
         "name",
         "oid",
@@ -77,7 +85,9 @@ class CapturedTable:
         types = [base_types.get(column.type_oid, column.type_oid) for column in relation.columns]
         self._encoders = [encoder_for(type_oid) for type_oid in types]
         self._labels = [f"{encode_basestring(name)}: ".encode() for name in names]
-        self.render = _compile(self._labels, self._encoders, self._render_slowly)
+        has_json = not set(JSON_ENCODERS).isdisjoint(self._encoders)
+        self._limit = _MAX_JSON if has_json else MAX_VALUE
+        self.render = _compile(self._labels, self._encoders, self._limit, self._render_slowly)
         """Renders a whole tuple as a JSON object."""
         self._identity = frozenset(i for i, column in enumerate(relation.columns) if column.key)
         wanted = () if facts is None else facts.key_columns
@@ -111,7 +121,7 @@ class CapturedTable:
         """Say whether one of these columns belongs to the primary key."""
         return not self._key_set.isdisjoint(changed)
 
-    def render_some(self, indexes: Iterable[int], values: Tuple) -> str:
+    def render_some(self, indexes: Sequence[int], values: Tuple) -> str:
         """Render these columns only; ``{}`` if there are none."""
         labels = self._labels
         encoders = self._encoders
@@ -120,7 +130,16 @@ class CapturedTable:
             + (encoders[i](value) if type(value := values[i]) is bytes else _absent(value))
             for i in indexes
         ]
-        return (b"{%b}" % b", ".join(fragments)).decode()
+        text = b"{%b}" % b", ".join(fragments)
+        return (text if len(text) < self._limit else self._render_large(indexes, values)).decode()
+
+    def _render_large(self, indexes: Sequence[int], values: Tuple) -> bytes:
+        present = [(i, value) for i in indexes if isinstance(value := values[i], bytes)]
+        fragments = encode_within([(self._encoders[i], value) for i, value in present], MAX_ROW)
+        encoded = dict(zip([i for i, _ in present], fragments, strict=True))
+        return b"{%b}" % b", ".join(
+            self._labels[i] + (encoded[i] if i in encoded else _absent(values[i])) for i in indexes
+        )
 
     def render_identity(self, values: Tuple) -> str:
         """Render a tuple that only carries the identity's columns; the others are unavailable."""
@@ -142,7 +161,10 @@ def _absent(value: Value) -> bytes:
 
 
 def _compile(
-    labels: Sequence[bytes], encoders: Sequence[Encoder], slowly: Callable[[Tuple], str]
+    labels: Sequence[bytes],
+    encoders: Sequence[Encoder],
+    limit: int,
+    slowly: Callable[[Tuple], str],
 ) -> Callable[[Tuple], str]:
     """Write out one expression that renders a whole tuple of a table.
 
@@ -157,7 +179,8 @@ def _compile(
         "quote": encode_basestring,
         "boolean": {None: b"null", b"t": b"true", b"f": b"false"},
         "marker": MARKER_BYTES,
-        "limit": MAX_VALUE,
+        "limit": limit,
+        "shallow": SURELY_SHALLOW,
         "slowly": slowly,
     }
     pieces: list[str] = []
@@ -177,7 +200,8 @@ def _compile(
             arguments[f"encode{index}"] = encoder
             shown = f"b'null' if {value} is None else "
             if encoder is encode_jsonb:
-                shown += f"{value} if marker not in {value} and {value} != b'null' else "
+                shown += f"{value} if len({value}) < shallow and marker not in {value} and "
+                shown += f"{value} != b'null' else "
             shown += f"encode{index}({value})"
         pieces.append(f"label{index}, {shown}, ")
     names = "".join(f"v{index}, " for index in range(len(encoders)))

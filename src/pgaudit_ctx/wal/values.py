@@ -5,12 +5,12 @@ Booleans, integers, JSON and NULL become native JSON; everything else stays the 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring
 from typing import Final, TypeAlias
 
 from pgaudit_ctx.change import MARKER
-from pgaudit_ctx.wal.json_text import Refused, parse
+from pgaudit_ctx.wal.json_text import MAX_DEPTH, Refused, fits, parse, size_as_jsonb
 
 Encoder: TypeAlias = Callable[[bytes], bytes]
 
@@ -23,6 +23,7 @@ MAX_VALUE: Final = 64 * 2**20
 
 UNAVAILABLE_JSON: Final = json.dumps({MARKER: "unavailable"}).encode()
 """Stands for a value that the write-ahead log did not carry."""
+_TEXT_MARKER: Final = b'{"%b": "text", "text": ' % MARKER_BYTES
 
 
 def encoder_for(type_oid: int) -> Encoder:
@@ -40,9 +41,38 @@ def encoder_for(type_oid: int) -> Encoder:
 def encode_text(value: bytes) -> bytes:
     """Give a value's exact text as a JSON string, or a marker if it is too large."""
     if len(value) > MAX_VALUE:
-        digest = hashlib.sha256(value).hexdigest()
-        return json.dumps({MARKER: "too large", "bytes": len(value), "sha256": digest}).encode()
+        return too_large(value)
     return encode_basestring(value.decode()).encode()
+
+
+def too_large(value: bytes) -> bytes:
+    """Give the marker that stands for a value that is too large."""
+    digest = hashlib.sha256(value).hexdigest()
+    return json.dumps({MARKER: "too large", "bytes": len(value), "sha256": digest}).encode()
+
+
+def encode_within(values: Sequence[tuple[Encoder, bytes]], limit: int) -> list[bytes]:
+    """Encode values that may together be more than one ``jsonb`` can hold.
+
+    Args:
+        values: Each with its encoder.
+        limit: What they may need together as ``jsonb``, in bytes.
+
+    Returns:
+        Their JSON; the largest are replaced by their size and digest until the rest fits.
+    """
+    fragments = [encode(value) for encode, value in values]
+    sizes = [
+        size_as_jsonb(fragment)
+        if encode in JSON_ENCODERS and not fragment.startswith(_TEXT_MARKER)
+        else len(fragment)
+        for (encode, _), fragment in zip(values, fragments, strict=True)
+    ]
+    while sum(sizes) > limit:
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        fragments[largest] = too_large(values[largest][1])
+        sizes[largest] = len(fragments[largest])
+    return fragments
 
 
 def encode_plain(value: bytes) -> bytes:
@@ -63,9 +93,11 @@ def encode_integer(value: bytes) -> bytes:
 def encode_jsonb(value: bytes) -> bytes:
     """Give what jsonb printed, which is JSON, unless it would be mistaken for something else."""
     if len(value) > MAX_VALUE:
-        return encode_text(value)
+        return too_large(value)
     if value == b"null":
         return _marked_value(value)
+    if not fits(value):
+        return _marked_text(value.decode())
     if MARKER_BYTES in value:
         try:
             ours = MARKER in json.loads(value.decode(), parse_int=str, parse_float=str)
@@ -78,15 +110,19 @@ def encode_jsonb(value: bytes) -> bytes:
 
 def _json(value: bytes) -> bytes:
     if len(value) > MAX_VALUE:
-        return encode_text(value)
+        return too_large(value)
     text = value.decode()
     try:
         parsed = parse(text)
     except Refused:
-        return f'{{"{MARKER}": "text", "text": {encode_basestring(text)}}}'.encode()
+        return _marked_text(text)
     if parsed is None or (isinstance(parsed, dict) and MARKER in parsed):
         return _marked_value(value)
     return value
+
+
+def _marked_text(text: str) -> bytes:
+    return _TEXT_MARKER + encode_basestring(text).encode() + b"}"
 
 
 def _marked_value(value: bytes) -> bytes:
@@ -102,3 +138,8 @@ _ENCODERS: Final[dict[int, Encoder]] = {
     JSONB: encode_jsonb,
     **dict.fromkeys(_PLAIN, encode_plain),
 }
+
+JSON_ENCODERS: Final = (_json, encode_jsonb)
+"""Those that may give more than a string or a number."""
+SURELY_SHALLOW: Final = 2 * MAX_DEPTH
+"""Bytes of JSON that cannot be too deep."""
