@@ -4,12 +4,13 @@ A scope lives in a context variable of the standard library, so it follows ``awa
 ``contextvars.copy_context``. ``bind_context`` changes the scope itself, which every copy shares.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -67,6 +68,13 @@ class Scope:
             self.bound = bound
             self._version += 1
 
+    def unbind(self, names: Iterable[str]) -> None:
+        """Take values away from this scope; those of the scopes around it stay."""
+        with _binding:
+            gone = frozenset(names)
+            self._own = {name: value for name, value in self._own.items() if name not in gone}
+            self._version += 1
+
     @property
     def merged(self) -> Mapping[str, Any]:
         """The values of this scope and of those around it, inner over outer; read-only."""
@@ -100,6 +108,24 @@ _innermost: ContextVar[Scope | None] = ContextVar("pgaudit_ctx_scope", default=N
 def current_scope() -> Scope | None:
     """Give the innermost open scope, or ``None``."""
     return _innermost.get()
+
+
+class apart:  # noqa: N801 - used as a verb, like audit_context
+    """Leave all open scopes for a while, for work that has nothing to do with them.
+
+    A server may begin a request, and a queue a task, in the context of the one before; nothing
+    of that may be inherited.
+    """
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _innermost.set(None)
+
+    def __exit__(self, *_: object) -> None:
+        # Where it is left in another copy of the context, that one was never changed.
+        with contextlib.suppress(ValueError):
+            _innermost.reset(self._token)
 
 
 def current_context() -> Mapping[str, Any] | None:

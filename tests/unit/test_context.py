@@ -17,7 +17,7 @@ from pgaudit_ctx import (
     dump_context,
     load_context,
 )
-from pgaudit_ctx.context import Scope, current_scope
+from pgaudit_ctx.context import Scope, apart, current_scope
 from pgaudit_ctx.errors import ContextInvalid, NoOpenScope
 
 
@@ -397,3 +397,20 @@ def test_what_is_nested_in_the_context_cannot_be_changed_from_outside() -> None:
             shown["request"]["ip"] = "forged"
             shown["tags"].append("forged")
         assert current_context() == {"request": {"ip": "::1"}, "tags": ["a"]}
+
+
+def test_work_that_is_done_apart_inherits_no_scope_and_leaves_none() -> None:
+    with audit_context(user="outer"):
+        with apart():
+            assert current_context() is None
+            with pytest.raises(NoOpenScope):
+                bind_context(user="x")
+            with audit_context(reason="inner"):
+                assert current_context() == {"reason": "inner"}
+        assert current_context() == {"user": "outer"}
+
+
+def test_values_are_taken_away_from_a_scope_but_not_from_those_around_it() -> None:
+    with audit_context(user="outer"), audit_context(user="inner", reason="r"):
+        current_scope().unbind(["user", "unknown"])
+        assert current_context() == {"user": "outer", "reason": "r"}

@@ -62,22 +62,40 @@ class Composer:
             )
         if scope is None and not self._providers:
             return EMPTY
-        merged: dict[str, Any] = {}
-        for provider in self._providers:
-            merged.update(self._ask(provider))
+        told = [(provider, self._ask(provider)) for provider in self._providers]
+        merged = {key: value for _, values in told for key, value in values.items()}
         if scope is not None:
             merged.update(scope.merged)
             if merged and self._context_model is not None:
                 self._validate(scope, merged, self._context_model)
             if not self._providers:
                 return scope.text
-        return encode_context(merged)
+        try:
+            return encode_context(merged)
+        except ContextInvalid:
+            return self._what_fits(scope, told)
 
     def complain(self, about: object, message: str, *arguments: object) -> None:
         """Log a warning, once for each thing it is about."""
         if about not in self._complained:
             self._complained.add(about)
             log.warning(message, *arguments)
+
+    def _what_fits(
+        self, scope: Scope | None, told: Iterable[tuple[Provider, Mapping[str, Any]]]
+    ) -> str:
+        """Encode the scope's context, with as many of the providers as there is room for."""
+        own = {} if scope is None else dict(scope.merged)
+        text = EMPTY if scope is None else scope.text
+        kept: dict[str, Any] = {}
+        for provider, values in told:
+            try:
+                text = encode_context({**kept, **values, **own})
+            except ContextInvalid as error:
+                self._leave_out(provider, error)
+            else:
+                kept.update(values)
+        return text
 
     def _validate(self, scope: Scope, merged: dict[str, Any], model: type[BaseModel]) -> None:
         validated = (scope.stamp, model)
@@ -101,10 +119,14 @@ class Composer:
         try:
             return plain_context(provider())
         except Exception as error:  # noqa: BLE001 - whatever it raises must not break the write
-            self.complain(
-                provider,
-                "the context provider %s failed with %s: its keys are left out",
-                getattr(provider, "__qualname__", type(provider).__name__),
-                type(error).__name__,
-            )
+            self._leave_out(provider, error)
             return {}
+
+    def _leave_out(self, provider: Provider, error: Exception) -> None:
+        # By its identity, for it need not be hashable.
+        self.complain(
+            id(provider),
+            "the context provider %s failed with %s: its keys are left out",
+            getattr(provider, "__qualname__", type(provider).__name__),
+            type(error).__name__,
+        )
