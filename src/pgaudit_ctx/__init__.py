@@ -22,9 +22,10 @@ from pgaudit_ctx.errors import (
     NotCaptured,
 )
 from pgaudit_ctx.hook import emit_context, install, uninstall
-from pgaudit_ctx.reading.default import as_of, configure, history
+from pgaudit_ctx.reading.default import as_of, configure, history, select_changes
 from pgaudit_ctx.reading.history import History
 from pgaudit_ctx.reading.reader import AuditReader
+from pgaudit_ctx.reading.schemas import ChangeOut, VersionOut
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import Version
 
@@ -36,12 +37,14 @@ __all__ = [
     "AuditError",
     "AuditReader",
     "Change",
+    "ChangeOut",
     "ContextInvalid",
     "ContextRequired",
     "History",
     "HistoryUnknown",
     "NotCaptured",
     "Version",
+    "VersionOut",
     "as_of",
     "audit_context",
     "bind_context",
@@ -52,6 +55,7 @@ __all__ = [
     "history",
     "install",
     "load_context",
+    "select_changes",
     "uninstall",
 ]
 

@@ -1,9 +1,12 @@
 """Fixtures of the integration tests beside the common ones."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from support.database import Capture, Database
+from support.database import Capture, Database, create_database, drop_database
 from support.messages import Messages
+from support.server import Server
 
 
 @pytest.fixture
@@ -16,3 +19,11 @@ def blank(empty_database: Database, destination: Database) -> Capture:
 def messages(source: Database) -> Messages:
     """What is written into the source's log from now on."""
     return Messages(source)
+
+
+@pytest.fixture(scope="module")
+def handmade(server: Server, destination_template: str) -> Iterator[Database]:
+    """A destination for a trail written by hand, which the tests of a module only read."""
+    database = create_database(server, destination_template)
+    yield database
+    drop_database(database)

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 from sqlalchemy import inspect
 
-from pgaudit_ctx.reading.shape import ModelShape
-from pgaudit_ctx.reading.version import CompleteUpTo, Gap, Trail, build_trail
+from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, Gap
+from pgaudit_ctx.reading.mapped import ModelShape
+from pgaudit_ctx.reading.timeline import build_trail
+from pgaudit_ctx.reading.version import ContextKeys, Trail
 from support.clinic import Patient
 
 NOON = dt.datetime(2024, 2, 29, 12, tzinfo=dt.UTC)
@@ -44,14 +46,20 @@ def gap(minutes: float, lsn: int, *, epoch: int = 1) -> Gap:
     return Gap(epoch, f"0/{lsn:X}", epoch, f"0/{lsn + 1:X}", at(minutes), at(minutes + 1), "lost")
 
 
-def trail_of(*rows, key=("1",), gaps=(), user_key="user", reason_key="reason") -> Trail[Patient]:
-    empty = Trail(
-        ModelShape(inspect(Patient), None),
-        key,
+def trail_of(
+    *rows, key=("1",), gaps=(), undone=None, user_key="user", reason_key="reason", model=None
+) -> Trail[Patient]:
+    extent = Extent(
+        "db",
+        {("public", "patient"): ("id",)},
         BEGAN,
         CompleteUpTo("0/FFFF", at(1000)),
         gaps,
-        user_key,
-        reason_key,
+        undone or {},
+        {},
+    )
+    keys = {("public", "patient"): key}
+    empty = Trail(
+        ModelShape(inspect(Patient), None), keys, extent, ContextKeys(user_key, reason_key, model)
     )
     return build_trail(empty, rows)

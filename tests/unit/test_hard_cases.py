@@ -28,7 +28,7 @@ from pgaudit_ctx import ContextInvalid, audit_context, current_context, dump_con
 from pgaudit_ctx.emission.statements import Effect, classify
 from pgaudit_ctx.errors import ProtocolError
 from pgaudit_ctx.reading.history import choose, version_at
-from pgaudit_ctx.reading.shape import shape_of
+from pgaudit_ctx.reading.mapped import shape_of
 from pgaudit_ctx.reading.typed import converter, key_text
 from pgaudit_ctx.urls import sqlalchemy_url, without_password
 from pgaudit_ctx.wal.lsn import parse_lsn
@@ -57,7 +57,7 @@ TOO_LARGE = {"$pgaudit_ctx": "too large", "bytes": 1, "sha256": "x"}
 
 
 def test_a_model_with_a_numeric_column_has_a_shape() -> None:
-    assert shape_of(Dose, None).table == "dose"
+    assert shape_of(Dose, None).tables == (("public", "dose"),)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ PUBLIC = [
     "AuditError",
     "AuditReader",
     "Change",
+    "ChangeOut",
     "ContextInvalid",
     "ContextRequired",
     "History",
     "HistoryUnknown",
     "NotCaptured",
     "Version",
+    "VersionOut",
     "as_of",
     "audit_context",
     "bind_context",
@@ -30,6 +32,7 @@ PUBLIC = [
     "history",
     "install",
     "load_context",
+    "select_changes",
     "uninstall",
 ]
 HEAVY = ["psycopg", "typer", "rich", "fastapi", "flask", "greenlet", "sqlalchemy.ext.asyncio"]

@@ -1,13 +1,15 @@
 """How a model, or a bare table name, meets keys and columns."""
 
 import datetime as dt
+from typing import ClassVar
 
 import pytest
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgaudit_ctx.errors import KeyMismatch, Unsupported, UsageError
-from pgaudit_ctx.reading.shape import TableShape, shape_of
+from pgaudit_ctx.reading.mapped import shape_of
+from pgaudit_ctx.reading.shape import TableShape
 from support.clinic import Patient
 
 DAY = dt.date(2024, 2, 29)
@@ -74,18 +76,29 @@ def test_columns_become_attributes_and_unknown_ones_are_left_out() -> None:
 
 
 def test_a_model_knows_its_table_and_a_schema_can_be_given() -> None:
-    assert (shape_of(Patient, None).schema, shape_of(Patient, None).table) == ("public", "patient")
-    assert shape_of(Patient, "tenant").schema == "tenant"
+    assert shape_of(Patient, None).tables == (("public", "patient"),)
+    assert shape_of(Patient, "tenant").tables == (("tenant", "patient"),)
 
 
-def test_a_model_over_several_tables_is_refused_with_a_remedy() -> None:
-    with pytest.raises(Unsupported, match="Dog is mapped to several tables"):
-        shape_of(Dog, None)
+def test_joined_inheritance_makes_one_record_of_several_tables() -> None:
+    tables = (("public", "animal"), ("public", "dog"))
+    assert shape_of(Dog, None).tables == shape_of(Animal, None).tables == tables
+    keys = shape_of(Dog, None).keys(("7",), {tables[0]: ("id",), tables[1]: ("id",)})
+    assert keys == {tables[0]: ("7",), tables[1]: ("7",)}
 
 
-@pytest.mark.parametrize("model", [int, object(), None, Patient(id=1), Patient.__table__])
+def test_a_mapping_to_a_select_is_refused_with_a_remedy() -> None:
+    class Named(Base):
+        __table__ = select(Animal.id).subquery()
+        __mapper_args__: ClassVar = {"primary_key": [__table__.c.id]}
+
+    with pytest.raises(Unsupported, match="Named is mapped to several tables or to a select"):
+        shape_of(Named, None)
+
+
+@pytest.mark.parametrize("model", [int, object(), None, Patient(id=1)])
 def test_what_is_no_model_is_refused(model) -> None:
-    with pytest.raises(UsageError, match="take a mapped class or the name of a table"):
+    with pytest.raises(UsageError, match="take a mapped class, a Table, or the name of a table"):
         shape_of(model, None)
 
 
@@ -100,7 +113,7 @@ def test_what_is_no_model_is_refused(model) -> None:
 def test_a_table_may_be_named_with_or_without_its_schema(name, schema, expected) -> None:
     shape = shape_of(name, schema)
     assert isinstance(shape, TableShape)
-    assert (shape.schema, shape.table) == expected
+    assert shape.tables == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +121,15 @@ def test_a_table_may_be_named_with_or_without_its_schema(name, schema, expected)
     [((7, "x"), ("7", "x")), ({"b": "x", "a": 7}, ("7", "x")), ((True, False), ("t", "f"))],
 )
 def test_the_key_of_a_bare_table_is_taken_as_it_is(key, printed) -> None:
-    assert TableShape("t", None).key(key, ["a", "b"]) == printed
+    assert TableShape("t", "public", {}).key(key, ["a", "b"]) == printed
 
 
 @pytest.mark.parametrize("key", [7, (7,), (1, 2, 3), {"a": 7}])
 def test_a_key_that_a_bare_table_does_not_have_is_refused(key) -> None:
     with pytest.raises(KeyMismatch, match="a, b"):
-        TableShape("t", None).key(key, ["a", "b"])
+        TableShape("t", "public", {}).key(key, ["a", "b"])
 
 
 def test_a_table_without_a_key_points_to_the_log() -> None:
     with pytest.raises(KeyMismatch, match="pgaudit-ctx log"):
-        TableShape("t", None).key(7, [])
+        TableShape("t", "public", {}).key(7, [])

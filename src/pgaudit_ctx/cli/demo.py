@@ -18,8 +18,9 @@ from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from pgaudit_ctx.preflight import WorkerOptions
-from pgaudit_ctx.reading.query import select_log
+from pgaudit_ctx.reading.changes import changes_of
 from pgaudit_ctx.reading.reader import AuditReader
+from pgaudit_ctx.reading.version import ContextKeys
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.urls import sqlalchemy_url
 from pgaudit_ctx.worker import Worker
@@ -91,7 +92,7 @@ def _set_up(chosen: WorkerOptions) -> None:
 def _show_trail(engine: Engine, between: dt.datetime) -> None:
     out.print("\n[bold]The trail[/bold]: everything that was written, in commit order\n")
     with engine.connect() as connection:
-        rows = connection.execute(select_log()).all()
+        rows = connection.execute(changes_of(None, None, ContextKeys(), {})).all()
     print_changes(out, reversed(rows))
 
     reader = AuditReader(engine)

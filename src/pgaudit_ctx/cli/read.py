@@ -11,14 +11,17 @@ from pgaudit_ctx.cli import options
 from pgaudit_ctx.cli.options import err, needed, out, parse_moment
 from pgaudit_ctx.cli.render import json_line, print_changes, print_versions
 from pgaudit_ctx.connection import connect
-from pgaudit_ctx.reading.query import select_log
+from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.reader import AuditReader
-from pgaudit_ctx.reading.steps import explained
+from pgaudit_ctx.reading.shape import ANY_SCHEMA
 
 Since = Annotated[
     str | None, typer.Option("--since", help="Committed at or after this, e.g. 2026-11-24T10:00Z.")
 ]
 Until = Annotated[str | None, typer.Option("--until", help="Committed before this.")]
+IncludeUndone = Annotated[
+    bool, typer.Option("--include-undone", help="Also what a failover has undone.")
+]
 
 
 def reading_engine(url: str) -> Engine:
@@ -34,18 +37,31 @@ def log(
     name: options.Name = None,
     table: Annotated[str | None, typer.Option("--table", help="Of this table only.")] = None,
     key: Annotated[
-        list[str] | None, typer.Option("--key", help="Of this record only; once per key column.")
+        list[str] | None,
+        typer.Option("--key", help="Of this record of --table only; once per key column."),
     ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Done by this user only.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="For this reason only.")] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", help="Where the context says KEY=VALUE; once per key."),
+    ] = None,
     operation: Annotated[
         Operation | None,
         typer.Option("--operation", case_sensitive=False, help="Of this kind only."),
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option("--field", help="That set this column of --table only.")
+    ] = None,
+    transaction: Annotated[
+        int | None, typer.Option("--transaction", help="Of this transaction (xid) only.")
     ] = None,
     since: Since = None,
     until: Until = None,
     without_context: Annotated[
         bool, typer.Option("--without-context", help="Only what nobody explained.")
     ] = False,
+    include_undone: IncludeUndone = False,
     limit: Annotated[
         int, typer.Option("--limit", min=0, max=2**31, help="The newest so many.")
     ] = 50,
@@ -55,21 +71,29 @@ def log(
     log_level: options.LogLevel = options.Level.WARNING,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Show the newest changes, newest first: who, when, why, and old → new."""
-    statement = select_log(
+    if table is None and (key or field):
+        raise UsageError("--key and --field belong to a table. Remedy: pass --table")
+    reader = AuditReader(
+        reading_engine(needed(destination, "destination")),
         source=name,
-        table=table,
-        key=tuple(key) if key else None,
-        user=user,
         user_key=user_key,
+        reason_key=reason_key,
+    )
+    rows = reader.changes(
+        table if table is None or "." in table else f"{ANY_SCHEMA}.{table}",
+        tuple(key) if key else None,
+        limit=limit,
+        user=user,
+        reason=reason,
+        context=dict(_key_and_value(text) for text in context or ()),
         operation=operation,
+        field=field,
+        transaction=transaction,
         since=None if since is None else parse_moment(since),
         until=None if until is None else parse_moment(until),
         without_context=without_context,
-        limit=limit,
+        include_undone=include_undone,
     )
-    engine = reading_engine(needed(destination, "destination"))
-    with explained(), engine.connect() as connection:
-        rows = connection.execute(statement).all()
     if json:
         for row in rows:
             typer.echo(json_line(row))
@@ -77,6 +101,13 @@ def log(
         print_changes(out, rows, user_key, reason_key)
         if not rows:
             err.print("no changes match")
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UsageError(f"--context {text}: write it as KEY=VALUE")
+    return key, value
 
 
 def history(
@@ -88,7 +119,12 @@ def history(
     since: Since = None,
     until: Until = None,
     user: Annotated[str | None, typer.Option("--user", help="Done by this user only.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="That changed this column only; once for each of several."),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=0, help="The newest so many.")] = None,
+    include_undone: IncludeUndone = False,
     user_key: options.UserKey = "user",
     reason_key: options.ReasonKey = "reason",
     json: options.AsJson = False,
@@ -107,7 +143,9 @@ def history(
         since=None if since is None else parse_moment(since),
         until=None if until is None else parse_moment(until),
         user=user,
+        fields=field or None,
         limit=limit,
+        include_undone=include_undone,
     )
     if json:
         for version in versions:

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.changes import ChangeFilters
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.steps import Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Steps, Verbs, explained
+from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
@@ -31,6 +34,9 @@ class AsyncAuditReader(
         schema: The schema of models that name none, or another than theirs.
         user_key: Which context key says who; dots lead into objects.
         reason_key: Which context key says why.
+        context_model: A pydantic model that ``Version.context`` is an instance of, where it fits.
+        statement_timeout: Seconds after which the server gives a statement up; ``None`` leaves it
+            to the server's own setting. Not applied to the caller's own connection or session.
 
     Raises:
         UsageError: If it is given something synchronous.
@@ -44,6 +50,8 @@ class AsyncAuditReader(
         schema: str | None = None,
         user_key: str = "user",
         reason_key: str = "reason",
+        context_model: type[BaseModel] | None = None,
+        statement_timeout: float | None = 60.0,
     ) -> None:
         if not isinstance(
             engine_or_session, AsyncEngine | AsyncConnection | AsyncSession | async_sessionmaker
@@ -59,6 +67,8 @@ class AsyncAuditReader(
             schema=schema,
             user_key=user_key,
             reason_key=reason_key,
+            context_model=context_model,
+            statement_timeout=statement_timeout,
         )
 
     @overload
@@ -93,6 +103,17 @@ class AsyncAuditReader(
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
         return await self._run(self.as_of_steps(model, key, when, schema))
 
+    async def changes(
+        self,
+        model: Any = None,
+        key: Any = None,
+        *,
+        limit: int | None = None,
+        **filters: Unpack[ChangeFilters],
+    ) -> list[Change]:
+        """Run what ``select_changes`` builds; see :meth:`pgaudit_ctx.AuditReader.changes`."""
+        return await self._run(self.changes_steps(model, key, limit, filters))
+
     async def _run(self, steps: Steps[R]) -> R:
         with explained():
             async with self._connected() as target:
@@ -105,13 +126,22 @@ class AsyncAuditReader(
                     return result
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection | AsyncSession]:
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        """Give what runs statements; see :meth:`pgaudit_ctx.AuditReader._connected`."""
         destination = self.destination
-        if isinstance(destination, AsyncEngine):
-            async with destination.connect() as connection:
-                yield connection
-        elif isinstance(destination, async_sessionmaker):
-            async with destination() as session:
-                yield session
-        else:
+        if isinstance(destination, AsyncConnection):
             yield destination
+        elif isinstance(destination, AsyncSession):
+            yield await destination.connection(OF_THE_TRAIL)
+        elif isinstance(destination, AsyncEngine):
+            async with destination.connect() as connection:
+                yield await self._limited(await connection.execution_options(**READ_ONLY))
+        else:
+            async with destination() as session:
+                yield await self._limited(await session.connection(OF_THE_TRAIL, READ_ONLY))
+
+    async def _limited(self, connection: AsyncConnection) -> AsyncConnection:
+        limit = self._limit()
+        if limit is not None:
+            await connection.execute(limit)
+        return connection

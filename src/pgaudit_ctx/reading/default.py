@@ -4,13 +4,17 @@ import datetime as dt
 import os
 from typing import Any, Final, TypeVar, Unpack, overload
 
-from sqlalchemy import Connection, Engine, create_engine
+from pydantic import BaseModel
+from sqlalchemy import Connection, Engine, Select, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from pgaudit_ctx.errors import MissingExtra, NotConfigured
+from pgaudit_ctx.errors import MissingExtra, NotConfigured, UsageError
+from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.history import History, HistoryFilters
+from pgaudit_ctx.reading.mapped import shape_of
 from pgaudit_ctx.reading.reader import AuditReader
-from pgaudit_ctx.reading.version import Version
+from pgaudit_ctx.reading.trail import Change
+from pgaudit_ctx.reading.version import ContextKeys, Version
 from pgaudit_ctx.urls import sqlalchemy_url
 
 M = TypeVar("M")
@@ -27,6 +31,8 @@ def configure(
     schema: str | None = None,
     user_key: str = "user",
     reason_key: str = "reason",
+    context_model: type[BaseModel] | None = None,
+    statement_timeout: float | None = 60.0,
 ) -> None:
     """Say where the module-level functions read.
 
@@ -38,6 +44,9 @@ def configure(
         schema: The schema of models that name none, or another than theirs.
         user_key: Which context key says who (``"userId"``, ``"actor.id"``).
         reason_key: Which context key says why.
+        context_model: A pydantic model that ``Version.context`` is an instance of, where it fits.
+        statement_timeout: Seconds after which the server gives a statement up; ``None`` leaves it
+            to the server's own setting.
 
     Raises:
         UsageError: If the destination is none of these.
@@ -54,7 +63,13 @@ def configure(
             "worker", "Reading from a URL", error.name or "psycopg[binary]"
         ) from None
     _configured = AuditReader(
-        engine, source=source, schema=schema, user_key=user_key, reason_key=reason_key
+        engine,
+        source=source,
+        schema=schema,
+        user_key=user_key,
+        reason_key=reason_key,
+        context_model=context_model,
+        statement_timeout=statement_timeout,
     )
 
 
@@ -88,7 +103,7 @@ def history(model: Any, key: Any, **filters: Unpack[HistoryFilters]) -> History[
         **filters: ``since`` (inclusive) and ``until`` (exclusive), aware datetimes compared with
             the commit time; ``user``; ``fields``, attributes of which one must have changed;
             ``limit``, which keeps the newest; ``include_unchanged`` for UPDATEs that changed
-            nothing; ``schema``.
+            nothing; ``include_undone`` for what a failover has undone; ``schema``; ``renamed``.
 
     Returns:
         A sequence of versions, oldest first, in commit order; times are aware, in UTC as far as the
@@ -137,3 +152,43 @@ def as_of(
         NaiveDatetime: If ``when`` has no time zone.
     """
     return _reader().as_of(model, key, when, schema=schema)
+
+
+def select_changes(
+    model: Any = None, key: Any = None, **filters: Unpack[ChangeFilters]
+) -> Select[Change]:
+    """Build a select of changes, newest first, that any session of the destination can run.
+
+    Positions of different sources cannot be compared: where the destination holds several, name
+    one, or order by ``Change.committed_at``.
+
+    Args:
+        model: A mapped class, a ``Table``, ``"schema.table"``, or ``"*.table"``; a model of several
+            tables stands for all of them. ``None`` for any table.
+        key: As for ``Session.get``; a composite one of a table without model as a tuple in the
+            order of its primary key.
+        **filters: See :class:`pgaudit_ctx.reading.changes.ChangeFilters`; ``user`` and ``reason``
+            by the keys that :func:`configure` was told, ``source`` and ``schema`` likewise.
+
+    Returns:
+        A ``Select`` of :class:`Change`, to be narrowed further with ``where()`` and ``limit()``.
+
+    Raises:
+        KeyMismatch: If the key does not fit the model.
+        NaiveDatetime: If a time has no zone.
+        UsageError: If a key or a field is given without a model, or something has no such name.
+    """
+    given: ChangeFilters = {**filters}
+    context_keys = ContextKeys()
+    schema = given.get("schema")
+    if _configured is not None:
+        context_keys = _configured.context_keys
+        schema = schema or _configured.schema
+        given.setdefault("source", _configured.source)
+    if model is None:
+        if key is not None:
+            raise UsageError("key= belongs to a model: pass it, or the name of a table, first")
+        return changes_of(None, None, context_keys, given)
+    shape = shape_of(model, schema)
+    printed = None if key is None else shape.key(key, shape.key_columns)
+    return changes_of(shape, printed, context_keys, given)

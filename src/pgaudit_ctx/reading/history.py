@@ -6,8 +6,10 @@ from typing import Any, TypedDict, TypeVar, overload
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import HistoryUnknown, UsageError
+from pgaudit_ctx.reading.extent import CompleteUpTo, Gap
 from pgaudit_ctx.reading.query import aware
-from pgaudit_ctx.reading.version import GONE, CompleteUpTo, Gap, Trail, Version
+from pgaudit_ctx.reading.shape import Field, Renamed
+from pgaudit_ctx.reading.version import GONE, Trail, Version
 from pgaudit_ctx.wal.lsn import parse_lsn
 
 M = TypeVar("M")
@@ -54,12 +56,12 @@ class History(Sequence[Version[M]]):
     @property
     def gaps(self) -> Sequence[Gap]:
         """The ranges of the log that were lost, of which nothing can be known."""
-        return self._trail.gaps
+        return self._trail.extent.gaps
 
     @property
     def complete_up_to(self) -> CompleteUpTo:
         """Up to where the trail holds everything."""
-        return self._trail.complete_up_to
+        return self._trail.extent.complete_up_to
 
     def as_of(self, when: dt.datetime) -> Version[M] | None:
         """Give the version that was valid at a moment, in the whole history.
@@ -85,9 +87,16 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
         NaiveDatetime: If ``when`` has no time zone.
     """
     aware(when, "when")
+    extent = trail.extent
     found = next((v for v in reversed(trail.versions) if v.committed_at <= when), None)
+    if trail.whole_from > 1 and (found is None or found.number < trail.whole_from):
+        raise UsageError(
+            f"this history of {_record(trail)} was loaded in part, and what was valid at {when} "
+            "may not be in it. Remedy: ask as_of(), or history() without limit, since, until, user "
+            "and fields"
+        )
     position = (0, 0) if found is None else (found.epoch, parse_lsn(found.commit_lsn))
-    for gap in trail.gaps:
+    for gap in extent.gaps:
         if gap.from_time <= when and (gap.epoch, parse_lsn(gap.from_lsn)) >= position:
             until = "" if gap.to_time is None else f" until {gap.to_time:%Y-%m-%d %H:%M:%S%z}"
             raise HistoryUnknown(
@@ -101,15 +110,15 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
     if first is None:
         raise HistoryUnknown(
             f"the trail has no trace of {_record(trail)}: it may have been there, unchanged, since "
-            f"before the trail began at {trail.began_at:%Y-%m-%d %H:%M:%S%z}"
+            f"before the trail began at {extent.began_at:%Y-%m-%d %H:%M:%S%z}"
         )
     # An INSERT, or an UPDATE of the key, shows that the key was free before.
     was_free = first.operation is Operation.INSERT or first.row.previous_key is not None
-    if when < trail.began_at or not (was_free and first.exists):
+    if when < extent.began_at or not (was_free and first.exists):
         raise HistoryUnknown(
             f"the trail knows {_record(trail)} only from {first.committed_at:%Y-%m-%d %H:%M:%S%z} "
             f"on: its first trace is {first.operation}, and capture of the table began at "
-            f"{trail.began_at:%Y-%m-%d %H:%M:%S%z}"
+            f"{extent.began_at:%Y-%m-%d %H:%M:%S%z}"
         )
     return None
 
@@ -125,19 +134,23 @@ class HistoryFilters(TypedDict, total=False):
         since: Versions committed at or after this; aware.
         until: Versions committed before this; aware.
         user: Versions of this user only.
-        fields: Versions that changed one of these attributes only.
+        fields: Versions that changed one of these attributes only, by name or as ``Patient.name``.
         limit: The newest so many.
         include_unchanged: Also UPDATEs that changed nothing.
+        include_undone: Also what a failover has undone.
         schema: Another schema than the model's.
+        renamed: Columns that had another name before: old column → attribute.
     """
 
     since: dt.datetime | None
     until: dt.datetime | None
     user: Any
-    fields: Sequence[str] | None
+    fields: Sequence[Field] | None
     limit: int | None
     include_unchanged: bool
+    include_undone: bool
     schema: str | None
+    renamed: Renamed | None
 
 
 def choose(trail: Trail[M], filters: HistoryFilters) -> History[M]:
@@ -147,21 +160,18 @@ def choose(trail: Trail[M], filters: HistoryFilters) -> History[M]:
         NaiveDatetime: If a time has no zone.
         UsageError: If the model has no such field, or the limit is negative.
     """
+    check_filters(filters)
     since, until = filters.get("since"), filters.get("until")
-    for name, moment in (("since", since), ("until", until)):
-        if moment is not None:
-            aware(moment, name)
     limit, user = filters.get("limit"), filters.get("user")
-    if limit is not None and limit < 0:
-        raise UsageError(f"limit={limit}: it says how many versions to give, so 0 or more")
     fields = filters.get("fields")
-    if isinstance(fields, str):
-        raise UsageError(f"fields={fields!r}: it takes a list of attributes, as in [{fields!r}]")
     wanted = None if fields is None else trail.shape.known(fields)
     all_of_them = filters.get("include_unchanged", False)
+    candidates = trail.versions
+    if filters.get("include_undone", False):
+        candidates = sorted([*candidates, *trail.undone], key=lambda version: version.position)
     versions = [
         version
-        for version in trail.versions
+        for version in candidates
         if (since is None or version.committed_at >= since)
         and (until is None or version.committed_at < until)
         and (user is None or _is_user(version.user, user))
@@ -169,6 +179,23 @@ def choose(trail: Trail[M], filters: HistoryFilters) -> History[M]:
         and (wanted is None or version.operation in GONE or _touches(version, wanted))
     ]
     return History(trail, versions if limit is None else versions[max(0, len(versions) - limit) :])
+
+
+def check_filters(filters: HistoryFilters) -> None:
+    """Refuse filters that cannot be meant.
+
+    Raises:
+        NaiveDatetime: If a time has no zone.
+        UsageError: If a time is none, the limit negative, or the fields one text.
+    """
+    for name, moment in (("since", filters.get("since")), ("until", filters.get("until"))):
+        if moment is not None:
+            aware(moment, name)
+    limit, fields = filters.get("limit"), filters.get("fields")
+    if limit is not None and limit < 0:
+        raise UsageError(f"limit={limit}: it says how many versions to give, so 0 or more")
+    if isinstance(fields, str):
+        raise UsageError(f"fields={fields!r}: it takes a list of attributes, as in [{fields!r}]")
 
 
 def _touches(version: Version[Any], wanted: frozenset[str]) -> bool:

@@ -1,133 +1,214 @@
 """Builds the selects that reading needs; pure."""
 
 import datetime as dt
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
+    CompoundSelect,
+    DateTime,
+    FromClause,
+    Integer,
     Select,
     Text,
     and_,
     cast,
+    exists,
     func,
     literal_column,
+    not_,
+    null,
     or_,
     select,
+    tuple_,
+    union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.types import TypeEngine
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import NaiveDatetime, UsageError
-from pgaudit_ctx.reading.trail import Change, checkpoints, coverage, gaps
+from pgaudit_ctx.reading.extent import Extent, Table
+from pgaudit_ctx.reading.trail import Change, PgLsn, checkpoints, coverage, epochs, gaps, rejected
 
 _changes = Change.__table__.c
 
 
-def select_coverage(schema: str, table: str) -> Select[Any]:
-    """Ask where and since when a table was captured, oldest first, with its source's position."""
-    return (
-        select(
-            coverage.c.source,
-            coverage.c.key_columns,
-            coverage.c.epoch,
-            coverage.c.from_lsn,
-            coverage.c.from_time,
-            coverage.c.to_lsn,
-            coverage.c.to_time,
-            checkpoints.c.end_lsn,
-            checkpoints.c.complete_at,
-        )
-        .join(checkpoints, checkpoints.c.source == coverage.c.source)
-        .where(coverage.c.schema_name == schema, coverage.c.table_name == table)
-        .order_by(coverage.c.source, coverage.c.epoch, coverage.c.from_lsn)
+def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
+    """Ask for all that is written down about the capture of some tables, and of their sources.
+
+    Args:
+        tables: Schema and name of each.
+
+    Returns:
+        A select whose rows have a ``fact``: ``coverage`` for each interval of a relation that had
+        one of these names, ``checkpoint``, ``epoch`` (``to_lsn`` is where it forked off), ``gap``,
+        and ``rejected`` for the first change that waits to be replayed.
+    """
+    named = (
+        select(coverage.c.source, coverage.c.epoch, coverage.c.relation_oid)
+        .where(tuple_(coverage.c.schema_name, coverage.c.table_name).in_(tables))
+        .cte("named")
+    )
+    sources = select(named.c.source).distinct().cte("sources")
+    position = (rejected.c.epoch, rejected.c.commit_lsn, rejected.c.ordinal)
+    place = func.row_number().over(partition_by=rejected.c.source, order_by=position)
+    waiting = (
+        select(rejected, place.label("place"))
+        .where(rejected.c.replayed_at.is_(None), rejected.c.source.in_(select(sources.c.source)))
+        .subquery()
+    )
+    return union_all(
+        _facts(
+            coverage,
+            "coverage",
+            note=coverage.c.reason,
+            key_columns=coverage.c.key_columns,
+            schema_name=coverage.c.schema_name,
+            table_name=coverage.c.table_name,
+            relation_oid=coverage.c.relation_oid,
+        ).where(
+            tuple_(coverage.c.source, coverage.c.epoch, coverage.c.relation_oid).in_(select(named))
+        ),
+        _facts(
+            checkpoints,
+            "checkpoint",
+            from_lsn=checkpoints.c.end_lsn,
+            from_time=checkpoints.c.complete_at,
+        ).where(checkpoints.c.source.in_(select(sources.c.source))),
+        _facts(
+            epochs,
+            "epoch",
+            from_time=epochs.c.started_at,
+            to_lsn=epochs.c.fork_lsn,
+            note=epochs.c.cause,
+            clean=epochs.c.clean,
+        ).where(epochs.c.source.in_(select(sources.c.source))),
+        _facts(gaps, "gap", note=gaps.c.cause).where(gaps.c.source.in_(select(sources.c.source))),
+        _facts(
+            waiting, "rejected", from_lsn=waiting.c.commit_lsn, from_time=waiting.c.committed_at
+        ).where(waiting.c.place == 1),
     )
 
 
-def select_gaps(source: str) -> Select[Any]:
-    """Ask for what was lost of a source."""
-    return select(gaps).where(gaps.c.source == source).order_by(gaps.c.epoch, gaps.c.from_lsn)
+_FACTS: Final[dict[str, TypeEngine[Any]]] = {
+    "from_lsn": PgLsn(),
+    "from_time": DateTime(timezone=True),
+    "to_epoch": Integer(),
+    "to_lsn": PgLsn(),
+    "to_time": DateTime(timezone=True),
+    "note": Text(),
+    "clean": Boolean(),
+    "key_columns": ARRAY(Text),
+    "schema_name": Text(),
+    "table_name": Text(),
+    "relation_oid": OID(),
+}
 
 
-def select_record(source: str, schema: str, table: str, key: tuple[str, ...]) -> Select[Any]:
-    """Ask for every change of one record, and every TRUNCATE of its table, oldest first."""
+def _facts(table: FromClause, fact: str, **columns: ColumnElement[Any]) -> Select[Any]:
+    """Select the columns that all kinds of facts share; NULL where a table has none."""
+    own = {**dict(table.c), **columns}
+    shown = [own.get(name, cast(null(), type_)).label(name) for name, type_ in _FACTS.items()]
+    return select(literal_column(f"'{fact}'").label("fact"), table.c.source, table.c.epoch, *shown)
+
+
+def select_record(
+    extent: Extent,
+    tables: Sequence[Table],
+    keys: Mapping[Table, tuple[str, ...]],
+    *,
+    include_undone: bool = False,
+) -> Select[Any]:
+    """Ask for every change of one record, and every TRUNCATE of its tables, oldest first.
+
+    Args:
+        extent: What is known of the tables.
+        tables: The tables that make up the record.
+        keys: The record's key in each of them that was captured.
+        include_undone: Also what a failover has undone.
+    """
     return (
         select(*_changes)
-        .where(
-            _changes.source == source,
-            _changes.schema_name == schema,
-            _changes.table_name == table,
-            or_(
-                _has_key(Change.primary_key, key),
-                _has_key(Change.previous_key, key),
-                _changes.operation == literal_column(f"'{Operation.TRUNCATE}'"),
-            ),
-        )
+        .where(of_record(extent, tables, keys, include_undone=include_undone))
         .order_by(_changes.epoch, _changes.commit_lsn, _changes.ordinal)
     )
 
 
-def select_log(
+def of_record(
+    extent: Extent,
+    tables: Sequence[Table],
+    keys: Mapping[Table, tuple[str, ...]],
     *,
-    source: str | None = None,
-    table: str | None = None,
-    key: tuple[str, ...] | None = None,
-    user: str | None = None,
-    user_key: str = "user",
-    operation: str | None = None,
-    since: dt.datetime | None = None,
-    until: dt.datetime | None = None,
-    without_context: bool = False,
-    limit: int | None = None,
-) -> Select[Any]:
-    """Ask for the newest changes, newest first.
+    include_undone: bool,
+) -> ColumnElement[bool]:
+    """Say which changes belong to one record; TRUNCATEs of its tables are among them."""
+    parts: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        if table in keys:
+            parts.setdefault(keys[table], []).append(table)
+    conditions = [
+        or_(
+            has_key(Change.primary_key, key),
+            has_key(Change.previous_key, key),
+            _changes.operation == literal_column(f"'{Operation.TRUNCATE}'"),
+        )
+        & of_tables(extent, named)
+        for key, named in parts.items()
+    ]
+    limits = [_changes.source == extent.source, or_(*conditions)]
+    if not include_undone:
+        limits += still_valid(extent)
+    return and_(*limits)
 
-    Args:
-        source: Of this source only.
-        table: Of this table only, with or without its schema.
-        key: Of the record with this key only, its values as PostgreSQL prints them.
-        user: Only where the context's user is this.
-        user_key: Which context key that is; dots lead into objects.
-        operation: One of the five.
-        since: Committed at or after this.
-        until: Committed before this.
-        without_context: Only what nobody has explained.
-        limit: At most so many.
 
-    Raises:
-        NaiveDatetime: If a time has no zone.
+def of_tables(extent: Extent, tables: Sequence[Table]) -> ColumnElement[bool]:
+    """Say which changes belong to some tables, under the names these had before included."""
+    named = (
+        and_(_changes.schema_name == tables[0][0], _changes.table_name == tables[0][1])
+        if len(tables) == 1
+        else tuple_(_changes.schema_name, _changes.table_name).in_(tables)
+    )
+    if not extent.renamed:
+        return named
+    return or_(named, tuple_(_changes.epoch, _changes.relation_oid).in_(sorted(extent.renamed)))
+
+
+def still_valid(extent: Extent) -> list[ColumnElement[bool]]:
+    """Leave out what a failover has undone, as far as an extent knows of one."""
+    return [
+        not_(and_(_changes.epoch == epoch, _changes.commit_lsn >= fork))
+        for epoch, fork in extent.undone.items()
+    ]
+
+
+def not_undone() -> ColumnElement[bool]:
+    """Leave out what a failover has undone, in a statement that stands alone.
+
+    A change is undone if a later epoch forked off at or below it, and no epoch between began anew.
     """
-    statement = select(*_changes)
-    if source is not None:
-        statement = statement.where(_changes.source == source)
-    if table is not None:
-        schema, _, name = table.rpartition(".")
-        statement = statement.where(_changes.table_name == name)
-        if schema:
-            statement = statement.where(_changes.schema_name == schema)
-    if key is not None:
-        statement = statement.where(
-            or_(_has_key(Change.primary_key, key), _has_key(Change.previous_key, key))
-        )
-    if user is not None:
-        path = cast(user_key.split("."), ARRAY(Text))
-        statement = statement.where(
-            or_(
-                _changes.context.op("->>")(user_key) == user,
-                _changes.context.op("#>>")(path) == user,
-            )
-        )
-    if operation is not None:
-        statement = statement.where(_changes.operation == operation.upper())
-    if since is not None:
-        statement = statement.where(_changes.committed_at >= aware(since, "since"))
-    if until is not None:
-        statement = statement.where(_changes.committed_at < aware(until, "until"))
-    if without_context:
-        statement = statement.where(_changes.context.is_(None))
-    return statement.order_by(
-        _changes.epoch.desc(), _changes.commit_lsn.desc(), _changes.ordinal.desc()
-    ).limit(limit)
+    changes, fork, anew = Change.__table__, epochs.alias("fork"), epochs.alias("anew")
+    began_anew = exists().where(
+        anew.c.source == fork.c.source,
+        anew.c.epoch > _changes.epoch,
+        anew.c.epoch < fork.c.epoch,
+        anew.c.fork_lsn.is_(None),
+    )
+    forked_off = exists().where(
+        fork.c.source == _changes.source,
+        fork.c.epoch > _changes.epoch,
+        fork.c.fork_lsn <= _changes.commit_lsn,
+        not_(began_anew.correlate(changes, fork)),
+    )
+    return not_(forked_off.correlate(changes))
+
+
+def newest_first() -> Sequence[ColumnElement[Any]]:
+    """The order of changes, backwards."""
+    return (_changes.epoch.desc(), _changes.commit_lsn.desc(), _changes.ordinal.desc())
 
 
 def aware(moment: dt.datetime, name: str) -> dt.datetime:
@@ -149,9 +230,10 @@ def aware(moment: dt.datetime, name: str) -> dt.datetime:
     return moment
 
 
-def _has_key(
+def has_key(
     column: InstrumentedAttribute[list[str] | None], key: tuple[str, ...]
 ) -> ColumnElement[bool]:
+    """Compare a key by its hash, which is indexed, and then by its value."""
     wanted = cast(list(key), ARRAY(Text))
     zero: ColumnElement[int] = literal_column("0")
     conditions = [

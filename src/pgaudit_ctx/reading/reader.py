@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, Unpack, overload
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.changes import ChangeFilters
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.steps import Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Steps, Verbs, explained
+from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
@@ -28,6 +31,9 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         schema: The schema of models that name none, or another than theirs.
         user_key: Which context key says who; dots lead into objects.
         reason_key: Which context key says why.
+        context_model: A pydantic model that ``Version.context`` is an instance of, where it fits.
+        statement_timeout: Seconds after which the server gives a statement up; ``None`` leaves it
+            to the server's own setting. Not applied to the caller's own connection or session.
 
     Raises:
         UsageError: If it is given something asynchronous.
@@ -41,6 +47,8 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         schema: str | None = None,
         user_key: str = "user",
         reason_key: str = "reason",
+        context_model: type[BaseModel] | None = None,
+        statement_timeout: float | None = 60.0,
     ) -> None:
         if not isinstance(engine_or_session, Engine | Connection | Session | sessionmaker):
             raise UsageError(
@@ -53,6 +61,8 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             schema=schema,
             user_key=user_key,
             reason_key=reason_key,
+            context_model=context_model,
+            statement_timeout=statement_timeout,
         )
 
     @overload
@@ -85,6 +95,32 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
         return self._run(self.as_of_steps(model, key, when, schema))
 
+    def changes(
+        self,
+        model: Any = None,
+        key: Any = None,
+        *,
+        limit: int | None = None,
+        **filters: Unpack[ChangeFilters],
+    ) -> list[Change]:
+        """Run what :func:`pgaudit_ctx.select_changes` builds.
+
+        Args:
+            model: A mapped class, a ``Table``, or ``"schema.table"``; ``None`` for any.
+            key: As for ``Session.get``.
+            limit: The newest so many.
+            **filters: As for :func:`pgaudit_ctx.select_changes`.
+
+        Returns:
+            The changes, newest first, as objects without a session.
+
+        Raises:
+            KeyMismatch: If the key does not fit the model.
+            NaiveDatetime: If a time has no zone.
+            UsageError: If a key or a field is given without a model, or something has no such name.
+        """
+        return self._run(self.changes_steps(model, key, limit, filters))
+
     def _run(self, steps: Steps[R]) -> R:
         with explained(), self._connected() as target:
             try:
@@ -96,13 +132,23 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
                 return result
 
     @contextmanager
-    def _connected(self) -> Iterator[Connection | Session]:
+    def _connected(self) -> Iterator[Connection]:
+        """Give what runs statements; a transaction of ours is read-only, and ended at once."""
         destination = self.destination
-        if isinstance(destination, Engine):
-            with destination.connect() as connection:
-                yield connection
-        elif isinstance(destination, sessionmaker):
-            with destination() as session:
-                yield session
-        else:
+        if isinstance(destination, Connection):
             yield destination
+        elif isinstance(destination, Session):
+            # Not the session itself, which would flush what the caller is still working on.
+            yield destination.connection(OF_THE_TRAIL)
+        elif isinstance(destination, Engine):
+            with destination.connect() as connection:
+                yield self._limited(connection.execution_options(**READ_ONLY))
+        else:
+            with destination() as session:
+                yield self._limited(session.connection(OF_THE_TRAIL, READ_ONLY))
+
+    def _limited(self, connection: Connection) -> Connection:
+        limit = self._limit()
+        if limit is not None:
+            connection.execute(limit)
+        return connection

@@ -8,25 +8,31 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from sqlalchemy import Executable
+from pydantic import BaseModel
+from sqlalchemy import Executable, func, inspect, select
 from sqlalchemy.exc import ProgrammingError
 
-from pgaudit_ctx.errors import (
-    DestinationNotReady,
-    NotCaptured,
-    SourceAmbiguous,
-    SourceUnknown,
-)
+from pgaudit_ctx.errors import DestinationNotReady, UsageError
 from pgaudit_ctx.reading import query
-from pgaudit_ctx.reading.history import History, HistoryFilters, choose, version_at
-from pgaudit_ctx.reading.shape import shape_of
-from pgaudit_ctx.reading.version import CompleteUpTo, Gap, Trail, Version, build_trail, holes
+from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
+from pgaudit_ctx.reading.extent import Extent, extent_of
+from pgaudit_ctx.reading.history import History, HistoryFilters, check_filters, choose, version_at
+from pgaudit_ctx.reading.mapped import shape_of
+from pgaudit_ctx.reading.shape import ANY_SCHEMA, Renamed, Shape
+from pgaudit_ctx.reading.timeline import build_trail
+from pgaudit_ctx.reading.trail import Change
+from pgaudit_ctx.reading.version import ContextKeys, Trail, Version
 
 R = TypeVar("R")
 D = TypeVar("D")
 
 _NO_SUCH_TABLE: Final = frozenset({"42P01", "42703", "3F000"})
 _NOT_ALLOWED: Final = "42501"
+
+READ_ONLY: Final[dict[str, Any]] = {"postgresql_readonly": True}
+"""The options of a connection whose transaction is ours."""
+OF_THE_TRAIL: Final[dict[str, Any]] = {"mapper": inspect(Change)}
+"""Which of a session's binds is asked for."""
 
 Steps: TypeAlias = Generator[Executable, Sequence[Any], R]
 
@@ -63,74 +69,75 @@ class Verbs(Generic[D]):
         schema: str | None = None,
         user_key: str = "user",
         reason_key: str = "reason",
+        context_model: type[BaseModel] | None = None,
+        statement_timeout: float | None = 60.0,
     ) -> None:
         self.destination = destination
-        self._source = source
-        self._schema = schema
-        self._user_key = user_key
-        self._reason_key = reason_key
+        self.source = source
+        self.schema = schema
+        self.context_keys = ContextKeys(user_key, reason_key, context_model)
+        self.statement_timeout = statement_timeout
 
-    def _trail(self, model: Any, key: Any, schema: str | None) -> Steps[Trail[Any]]:
-        shape = shape_of(model, schema or self._schema)
-        covered = yield query.select_coverage(shape.schema, shape.table)
-        chosen = self._of_one_source(covered, shape.label)
-        first, last = chosen[0], chosen[-1]
-        wanted = shape.key(key, last.key_columns)
-        gaps = yield query.select_gaps(last.source)
-        rows = yield query.select_record(last.source, shape.schema, shape.table, wanted)
-        trail = Trail(
-            shape,
-            wanted,
-            first.from_time,
-            CompleteUpTo(str(last.end_lsn), last.complete_at),
-            holes(chosen)
-            + [
-                Gap(
-                    gap.epoch,
-                    str(gap.from_lsn),
-                    gap.to_epoch,
-                    str(gap.to_lsn),
-                    gap.from_time,
-                    gap.to_time,
-                    gap.cause,
-                )
-                for gap in gaps
-            ],
-            self._user_key,
-            self._reason_key,
-        )
-        return build_trail(trail, rows)
+    def _limit(self) -> Executable | None:
+        """Give the statement that bounds the others of its transaction, if they are bounded."""
+        if self.statement_timeout is None:
+            return None
+        milliseconds = str(max(1, round(self.statement_timeout * 1000)))
+        return select(func.set_config("statement_timeout", milliseconds, True))
 
-    def _of_one_source(self, covered: Sequence[Any], label: str) -> Sequence[Any]:
-        sources = sorted({row.source for row in covered})
-        if self._source is not None:
-            chosen = [row for row in covered if row.source == self._source]
-            if covered and not chosen:
-                raise SourceUnknown(
-                    f"the trail holds {label} of {', '.join(sources)}, but not of the source "
-                    f"{self._source!r}. Remedy: pass source= with one of these"
-                )
-            covered = chosen
-        elif len(sources) > 1:
-            raise SourceAmbiguous(
-                f"the trail holds {label} of several sources: {', '.join(sources)}. Remedy: pass "
-                "source= to the reader, or to configure()"
-            )
-        if not covered:
-            raise NotCaptured(
-                f"{label} was never captured. Remedy: run pgaudit-ctx setup, which adds new "
-                "tables, or check the schema (schema=) and the destination"
-            )
-        return covered
+    def _extent(self, shape: Shape[Any]) -> Steps[Extent]:
+        facts = yield query.select_extent(shape.tables)
+        return extent_of(facts, shape.tables, self.source, shape.label)
+
+    def _trail(
+        self, shape: Shape[Any], key: Any, *, include_undone: bool = False
+    ) -> Steps[Trail[Any]]:
+        extent = yield from self._extent(shape)
+        keys = shape.keys(shape.key(key, extent.key_columns[shape.tables[0]]), extent.key_columns)
+        rows = yield query.select_record(extent, shape.tables, keys, include_undone=include_undone)
+        return build_trail(Trail(shape, keys, extent, self.context_keys), rows)
+
+    def _shape(self, model: Any, schema: str | None, renamed: Renamed | None = None) -> Shape[Any]:
+        return shape_of(model, schema or self.schema, renamed)
 
     def history_steps(self, model: Any, key: Any, filters: HistoryFilters) -> Steps[History[Any]]:
         """Give the steps of ``history``."""
-        return choose((yield from self._trail(model, key, filters.get("schema"))), filters)
+        check_filters(filters)
+        shape = self._shape(model, filters.get("schema"), filters.get("renamed"))
+        trail = yield from self._trail(
+            shape, key, include_undone=filters.get("include_undone", False)
+        )
+        return choose(trail, filters)
 
     def as_of_steps(
-        self, model: Any, key: Any, when: dt.datetime, schema: str | None
+        self,
+        model: Any,
+        key: Any,
+        when: dt.datetime,
+        schema: str | None,
+        renamed: Renamed | None = None,
     ) -> Steps[Version[Any] | None]:
         """Give the steps of ``as_of``."""
         query.aware(when, "when")
-        trail = yield from self._trail(model, key, schema)
+        trail = yield from self._trail(self._shape(model, schema, renamed), key)
         return version_at(trail, when)
+
+    def changes_steps(
+        self, model: Any, key: Any, limit: int | None, filters: ChangeFilters
+    ) -> Steps[list[Change]]:
+        """Give the steps of ``changes``."""
+        shape = None if model is None else self._shape(model, filters.get("schema"))
+        wanted = None
+        if shape is not None and key is not None:
+            key_columns = None
+            if shape.tables[0][0] != ANY_SCHEMA:
+                extent = yield from self._extent(shape)
+                key_columns = extent.key_columns[shape.tables[0]]
+            wanted = shape.key(key, key_columns)
+        elif key is not None:
+            raise UsageError("key= belongs to a model: pass it, or the name of a table, first")
+        given: ChangeFilters = {**filters}
+        given.setdefault("source", self.source)
+        statement = changes_of(shape, wanted, self.context_keys, given).limit(limit)
+        rows = yield statement
+        return [Change(**row._asdict()) for row in rows]

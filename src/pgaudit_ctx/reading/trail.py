@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    Boolean,
     Column,
     ColumnElement,
     DateTime,
@@ -77,6 +78,14 @@ class Change(TrailBase):
     context: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
 
 
+def _lsn(name: str) -> Column[str]:
+    return Column(name, PgLsn)
+
+
+def _time(name: str) -> Column[dt.datetime]:
+    return Column(name, DateTime(timezone=True))
+
+
 coverage = Table(
     "coverage",
     TrailBase.metadata,
@@ -85,19 +94,33 @@ coverage = Table(
     Column("schema_name", Text),
     Column("table_name", Text),
     Column("relation_oid", OID),
-    Column("from_lsn", PgLsn),
-    Column("to_lsn", PgLsn),
-    Column("from_time", DateTime(timezone=True)),
-    Column("to_time", DateTime(timezone=True)),
+    _lsn("from_lsn"),
+    _lsn("to_lsn"),
+    _time("from_time"),
+    _time("to_time"),
     Column("key_columns", ARRAY(Text)),
+    Column("reason", Text),
 )
 
 checkpoints = Table(
     "checkpoints",
     TrailBase.metadata,
     Column("source", Text),
-    Column("end_lsn", PgLsn),
-    Column("complete_at", DateTime(timezone=True)),
+    Column("epoch", Integer),
+    _lsn("end_lsn"),
+    _time("complete_at"),
+)
+
+epochs = Table(
+    "epochs",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("epoch", Integer),
+    _lsn("from_lsn"),
+    _lsn("fork_lsn"),
+    _time("started_at"),
+    Column("cause", Text),
+    Column("clean", Boolean),
 )
 
 gaps = Table(
@@ -105,10 +128,21 @@ gaps = Table(
     TrailBase.metadata,
     Column("source", Text),
     Column("epoch", Integer),
-    Column("from_lsn", PgLsn),
+    _lsn("from_lsn"),
     Column("to_epoch", Integer),
-    Column("to_lsn", PgLsn),
-    Column("from_time", DateTime(timezone=True)),
-    Column("to_time", DateTime(timezone=True)),
+    _lsn("to_lsn"),
+    _time("from_time"),
+    _time("to_time"),
     Column("cause", Text),
+)
+
+rejected = Table(
+    "rejected",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("epoch", Integer),
+    _lsn("commit_lsn"),
+    Column("ordinal", BigInteger),
+    _time("committed_at"),
+    _time("replayed_at"),
 )

@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeEngine
 
 from pgaudit_ctx.change import MARKER, UNAVAILABLE
-from pgaudit_ctx.errors import KeyMismatch
+from pgaudit_ctx.errors import KeyMismatch, UsageError
 
 Convert: TypeAlias = Callable[[Any], Any]
 
@@ -229,6 +229,28 @@ def key_text(type_: TypeEngine[Any], value: Any, name: str) -> str:
         return _print(value if process is None else process(value), base)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
         raise KeyMismatch(_misfit(name, type_, value)) from None
+
+
+def stored_text(type_: TypeEngine[Any], value: Any, name: str) -> str:
+    """Print a value as ``->>`` gives it from an image.
+
+    Raises:
+        UsageError: If the value does not fit the type.
+    """
+    if isinstance(_base(type_), sqltypes.Boolean):
+        return "true" if value else "false"
+    try:
+        return key_text(type_, value, name)
+    except KeyMismatch:
+        raise UsageError(
+            f"{name!r} has the type {type_!r}, which a value of type {type(value).__name__} does "
+            "not fit, or which cannot be compared here"
+        ) from None
+
+
+def is_document(type_: TypeEngine[Any]) -> bool:
+    """Whether values of a type are JSON documents."""
+    return isinstance(_base(type_.dialect_impl(_DIALECT)), sqltypes.JSON)
 
 
 def _misfit(name: str, type_: TypeEngine[Any], value: Any) -> str:

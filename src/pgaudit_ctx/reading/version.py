@@ -1,15 +1,19 @@
 """Rebuilds the versions of one record from its changes; pure."""
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from pydantic import BaseModel, ValidationError
+
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import HistoryUnknown
+from pgaudit_ctx.reading.extent import Extent, Table
 from pgaudit_ctx.reading.shape import Shape
+from pgaudit_ctx.wal.lsn import parse_lsn
 
 M = TypeVar("M")
 
@@ -24,75 +28,40 @@ class Difference(NamedTuple):
     new: Any
 
 
-class CompleteUpTo(NamedTuple):
-    """Up to where the trail holds everything: a position, and the source's clock there."""
+class ContextKeys(NamedTuple):
+    """How contexts are read: which keys say who and why, and what makes an object of them."""
 
-    lsn: str
-    time: dt.datetime
-
-
-class Gap(NamedTuple):
-    """A range of the log that was lost, or in which the table was not captured.
-
-    ``to_epoch``, ``to_lsn`` and ``to_time`` are ``None`` while it is not captured.
-    """
-
-    epoch: int
-    from_lsn: str
-    to_epoch: int | None
-    to_lsn: str | None
-    from_time: dt.datetime
-    to_time: dt.datetime | None
-    cause: str
-
-
-def holes(intervals: Sequence[Any]) -> list[Gap]:
-    """Give the holes between the intervals in which one table was captured.
-
-    Args:
-        intervals: Rows of ``coverage`` of one table of one source, in order.
-
-    Returns:
-        A gap for each hole; the last one is open if the table is not captured any more.
-    """
-    found = []
-    following = [*intervals[1:], None]
-    for interval, after in zip(intervals, following, strict=True):
-        if interval.to_lsn is None:
-            continue
-        if after is None:
-            end: tuple[int | None, str | None, dt.datetime | None] = (None, None, None)
-        elif (after.epoch, str(after.from_lsn)) == (interval.epoch, str(interval.to_lsn)):
-            continue
-        else:
-            end = (after.epoch, str(after.from_lsn), after.from_time)
-        to_epoch, to_lsn, to_time = end
-        found.append(
-            Gap(
-                interval.epoch,
-                str(interval.to_lsn),
-                to_epoch,
-                to_lsn,
-                interval.to_time,
-                to_time,
-                "the table was not captured",
-            )
-        )
-    return found
+    user: str = "user"
+    reason: str = "reason"
+    model: type[BaseModel] | None = None
 
 
 @dataclass(frozen=True)
 class Trail(Generic[M]):
-    """What all versions of one record share."""
+    """What all versions of one record share.
+
+    Attributes:
+        shape: How its rows become attributes.
+        keys: Its key in each of its tables.
+        extent: What the trail can know of these.
+        context_keys: How contexts are read.
+        versions: In order; all of them, unless a filter made it load only a part.
+        undone: Versions that a failover has undone, in order.
+        whole_from: The number from which on every version is loaded.
+    """
 
     shape: Shape[M]
-    key: tuple[str, ...]
-    began_at: dt.datetime
-    complete_up_to: CompleteUpTo
-    gaps: Sequence[Gap]
-    user_key: str
-    reason_key: str
+    keys: Mapping[Table, tuple[str, ...]]
+    extent: Extent
+    context_keys: ContextKeys
     versions: "list[Version[M]]" = field(default_factory=list)
+    undone: "list[Version[M]]" = field(default_factory=list)
+    whole_from: int = 1
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The record's key in its first table."""
+        return self.keys[self.shape.tables[0]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +75,10 @@ class Version(Generic[M]):
         transaction_id: The source's transaction id (xid).
         commit_lsn: The place of its commit in the log, with ``epoch``.
         epoch: See ``commit_lsn``; positions are comparable within one epoch only.
-        row: The row of ``changes`` it was made from.
+        row: The row of ``changes`` it was made from, or for a record of several tables, one that
+            stands for theirs.
+        undone: Whether a failover has undone it, so that it never happened on the server that went
+            on. Its number is the one it had until then.
     """
 
     number: int
@@ -118,12 +90,19 @@ class Version(Generic[M]):
     epoch: int
     row: Any
     _trail: Trail[M]
+    _siblings: "Mapping[int, Version[M]]"
+    undone: bool = False
 
     def __repr__(self) -> str:
         return (
             f"<Version {self.number} of {self._trail.shape.label} {'/'.join(self._trail.key)}: "
             f"{self.operation} at {self.committed_at:%Y-%m-%d %H:%M:%S%z}>"
         )
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Its place in the order of all changes of its source: epoch, commit LSN, ordinal."""
+        return self.epoch, parse_lsn(self.commit_lsn), self.row.ordinal
 
     @property
     def valid_from(self) -> dt.datetime:
@@ -162,32 +141,48 @@ class Version(Generic[M]):
             {name: Difference(before.get(name), after.get(name)) for name in self.changed or ()}
         )
 
-    @property
-    def context(self) -> Mapping[str, Any] | None:
-        """The context in force, or ``None`` if nobody explained the change."""
+    @cached_property
+    def context(self) -> Any:
+        """The context in force, or ``None`` if nobody explained the change.
+
+        A read-only mapping, or an instance of the reader's ``context_model`` where the context fits
+        it: changes that others explained, or that are older than the model, may not.
+        """
         context = self.row.context
-        return None if context is None else MappingProxyType(context)
+        if context is None:
+            return None
+        model = self._trail.context_keys.model
+        if model is not None:
+            try:
+                return model.model_validate(context)
+            except ValidationError:
+                pass  # the change stays readable whatever its context says
+        return MappingProxyType(context)
 
     @property
     def user(self) -> Any:
         """Who, by the reader's ``user_key``; ``None`` if the context does not say."""
-        return look_up(self.row.context, self._trail.user_key)
+        return look_up(self.row.context, self._trail.context_keys.user)
 
     @property
     def reason(self) -> Any:
         """Why, by the reader's ``reason_key``; ``None`` if the context does not say."""
-        return look_up(self.row.context, self._trail.reason_key)
+        return look_up(self.row.context, self._trail.context_keys.reason)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The record's key, each value as PostgreSQL prints it."""
+        return self._trail.key
 
     @property
     def previous(self) -> "Version[M] | None":
         """The version before, in the whole history."""
-        return self._trail.versions[self.number - 2] if self.number > 1 else None
+        return self._siblings.get(self.number - 1)
 
     @property
     def next(self) -> "Version[M] | None":
         """The version after, in the whole history."""
-        versions = self._trail.versions
-        return versions[self.number] if self.number < len(versions) else None
+        return self._siblings.get(self.number + 1)
 
     @property
     def exists(self) -> bool:
@@ -205,7 +200,7 @@ class Version(Generic[M]):
         Raises:
             HistoryUnknown: If the version carries no row (TRUNCATE).
         """
-        return self._trail.shape.instance(self.as_dict())
+        return self._trail.shape.instance(self._image())
 
     def as_dict(self) -> dict[str, Any]:
         """Give this version's attributes, for a DELETE as they were before.
@@ -215,64 +210,19 @@ class Version(Generic[M]):
         """
         values = self.after if self.after is not None else self.before
         if values is None:
+            self._image()
+        return dict(values or {})
+
+    def _image(self) -> Mapping[str, Any]:
+        image: Mapping[str, Any] | None = (
+            self.row.after if self.row.after is not None else self.row.before
+        )
+        if image is None:
             raise HistoryUnknown(
                 f"{self!r} carries no row: TRUNCATE does not write one to the log. Remedy: look at "
                 "version.previous"
             )
-        return dict(values)
-
-
-def build_trail(trail: Trail[M], rows: Iterable[Any]) -> Trail[M]:
-    """Fill a trail with the versions that a record's rows make.
-
-    Args:
-        trail: Without versions.
-        rows: Rows of ``changes`` in order, and every TRUNCATE of the table.
-
-    Returns:
-        The same trail.
-    """
-    relevant: list[Any] = []
-    alive = True
-    for row in rows:
-        if row.operation == Operation.TRUNCATE:
-            # It ends this record only if it was there; before the first trace that is unknown.
-            if not relevant or not alive:
-                continue
-            alive = False
-        else:
-            alive = row.operation != Operation.DELETE and tuple(row.primary_key) == trail.key
-        relevant.append(row)
-    ends = _ends(relevant)
-    for number, row in enumerate(relevant, start=1):
-        trail.versions.append(
-            Version(
-                number,
-                Operation(row.operation),
-                row.committed_at,
-                ends[number - 1],
-                row.transaction_id,
-                str(row.commit_lsn),
-                row.epoch,
-                row,
-                trail,
-            )
-        )
-    return trail
-
-
-def _ends(rows: Sequence[Any]) -> list[dt.datetime | None]:
-    """Give ``valid_to`` of each row: the least commit time after it, never before its own.
-
-    Commit times run backwards now and then, and order is not by time.
-    """
-    ends: list[dt.datetime | None] = []
-    least: dt.datetime | None = None
-    for row in reversed(rows):
-        ends.append(None if least is None else max(least, row.committed_at))
-        least = row.committed_at if least is None else min(least, row.committed_at)
-    ends.reverse()
-    return ends
+        return image
 
 
 def look_up(context: Mapping[str, Any] | None, path: str) -> Any:
