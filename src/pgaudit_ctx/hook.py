@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import QueuePool
 
 from pgaudit_ctx.emission.composer import Composer, Provider
-from pgaudit_ctx.emission.emitted import emitted_of
+from pgaudit_ctx.emission.emitted import Emitted, emitted_of
 from pgaudit_ctx.emission.explain import Explainer
 from pgaudit_ctx.emission.own_statements import EMIT, claim
 from pgaudit_ctx.emission.transactions import driver_connection
@@ -41,8 +41,8 @@ _Handlers: TypeAlias = list[tuple[str, Callable[..., Any]]]
 _installed: "weakref.WeakKeyDictionary[object, tuple[Explainer, _Handlers]]" = (
     weakref.WeakKeyDictionary()
 )
-# Who explains what is executed by an engine, or by a connection that a session took.
-_explainers: "weakref.WeakKeyDictionary[object, Explainer]" = weakref.WeakKeyDictionary()
+# Who explains what an engine executes.
+_explainers: "weakref.WeakKeyDictionary[Engine, Explainer]" = weakref.WeakKeyDictionary()
 # For whom we listen to a dialect; engines that were made by execution_options() share theirs.
 _attended: "weakref.WeakKeyDictionary[Dialect, weakref.WeakSet[Explainer]]" = (
     weakref.WeakKeyDictionary()
@@ -128,11 +128,11 @@ def emit_context(connection: Connection | Session) -> None:
             "emit_context() on a connection in AUTOCOMMIT mode would be a transaction of its own "
             "and explain nothing: begin a transaction first"
         )
-    explainer = _explainer_of(connection)
+    state, _ = emitted_of(connection, connection.get_transaction() or connection.begin())
+    explainer = _explainer_of(connection, state)
     composer = Composer() if explainer is None else explainer.composer
     content = composer.compose()
     connection.execute(EMIT, {"content": content})
-    state, _ = emitted_of(connection, connection.get_transaction())
     state.text = content
 
 
@@ -159,11 +159,12 @@ def _listen(engine: Engine, explainer: Explainer) -> _Handlers:
 
 
 def _listen_to_sessions(sessions: Any, explainer: Explainer) -> _Handlers:
-    """Explain what is executed by each connection that such a session takes."""
+    """Explain each transaction that such a session takes part in."""
 
     def after_begin(_session: Session, _transaction: Any, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
-            _explainers[connection] = explainer
+            state, _ = emitted_of(connection, connection.get_transaction())
+            state.explainer = explainer
             _attend(connection.dialect, explainer)
 
     event.listen(sessions, "after_begin", after_begin)
@@ -215,19 +216,22 @@ def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], Non
     if transaction is None:
         return False  # a dialect initialises itself with its first connection
     state, driver = emitted_of(connection, transaction)
-    explainer: Explainer | None = state.explainer
-    if explainer is None or not explainer.active:
-        explainer = state.explainer = _explainer_of(connection)
-        if explainer is None:
-            return False
+    explainer = _explainer_of(connection, state)
+    if explainer is None:
+        return False
     return explainer.explain(state, driver, cursor, statement, context, execute)
 
 
-def _explainer_of(connection: Connection) -> Explainer | None:
-    explainer = _explainers.get(connection)
+def _explainer_of(connection: Connection, state: Emitted) -> Explainer | None:
+    """Find who explains a transaction: whom its session has, or whom the engine has."""
+    explainer: Explainer | None = state.explainer
+    if explainer is not None and explainer.active:
+        return explainer
     engine: Engine | None = connection.engine
-    while explainer is None and engine is not None:
-        explainer = _explainers.get(engine)
+    while engine is not None:
+        explainer = state.explainer = _explainers.get(engine)
+        if explainer is not None:
+            break
         # What an engine made by execution_options() was made of; told nowhere else.
         engine = getattr(engine, "_proxied", None)
     return explainer

@@ -130,12 +130,13 @@ class Explainer:
         cursor: Any,
         execute: Execute | None,
     ) -> bool:
-        if execute is not None and driver.is_open() and can_pipeline(driver):
+        is_open = driver.is_open()
+        if is_open and execute is not None and can_pipeline(driver):
             # The message arrives also if the statement turns out not to be fit for sending.
             state.text = content
             send_pipelined(driver, cursor, execute, content)
             return True
-        send(driver, content)
+        send(driver, content, is_open=is_open)
         state.text = content
         return False
 

@@ -15,13 +15,18 @@ Execute: TypeAlias = Callable[[], None]
 """Hands the statement that is being executed to the driver."""
 
 
-def send(driver: DriverConnection, content: str) -> None:
+def send(driver: DriverConnection, content: str, *, is_open: bool) -> None:
     """Send a message ahead of whatever comes next in the transaction, which is begun if need be.
+
+    Args:
+        driver: A connection outside of AUTOCOMMIT mode.
+        content: The message's text.
+        is_open: Whether a transaction is open.
 
     Raises:
         Exception: The driver's own, if the server refuses.
     """
-    if driver.dialect.driver == "psycopg" and not driver.is_open():
+    if driver.dialect.driver == "psycopg" and not is_open:
         _psycopg().begin_with(driver.adapted, driver.own, content)
     else:
         send_apart(driver, content)
