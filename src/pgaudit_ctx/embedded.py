@@ -25,6 +25,8 @@ from pgaudit_ctx.errors import DatabaseError, MissingExtra
 _UNPRIVILEGED: Final = ("nobody", "daemon")
 _MAX_SOCKET_DIRECTORY: Final = 80
 _READY_SECONDS: Final = 60
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a private directory is made inside of it
+_MEMORY_WANTED: Final = 4 * 2**30
 _SETTINGS: Final = {
     "wal_level": "logical",
     "max_replication_slots": "50",
@@ -54,6 +56,8 @@ class EmbeddedPostgres:
     Args:
         binaries: The directory of ``initdb`` and ``postgres``; the wheel's by default.
         settings: Server settings over the ones it has anyway.
+        in_memory: Keep the data in ``/dev/shm`` where that has 4 GiB to spare. Tests make many
+            databases, which takes several times as long on a disk.
 
     Raises:
         MissingExtra: If the wheel is needed and not installed.
@@ -61,18 +65,25 @@ class EmbeddedPostgres:
     """
 
     def __init__(
-        self, binaries: Path | None = None, settings: Mapping[str, str] | None = None
+        self,
+        binaries: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        *,
+        in_memory: bool = False,
     ) -> None:
         self._settings = {**_SETTINGS, **(settings or {})}
         binaries = binaries or wheel_binaries()
         self._user = _unprivileged_user()
         parent = None if len(tempfile.gettempdir()) < _MAX_SOCKET_DIRECTORY else "/tmp"  # noqa: S108
         self.directory = Path(tempfile.mkdtemp(prefix="pgaudit-ctx-", dir=parent))
+        self._data = self.directory / "data"
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            if self._user is not None:
-                os.chown(self.directory, self._user.pw_uid, self._user.pw_gid)
-                binaries = self._reachable(binaries)
+            self._hand_over(self.directory)
+            binaries = self._reachable(binaries)
+            if in_memory and _free_memory() >= _MEMORY_WANTED:
+                self._data = Path(tempfile.mkdtemp(prefix="pgaudit-ctx-", dir=_MEMORY))
+                self._hand_over(self._data)
             self._binaries = binaries
             self._initdb()
             self.start()
@@ -148,11 +159,8 @@ class EmbeddedPostgres:
 
     def remove(self) -> None:
         """Remove everything the server wrote."""
+        shutil.rmtree(self._data, ignore_errors=True)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-    @property
-    def _data(self) -> Path:
-        return self.directory / "data"
 
     @property
     def _log(self) -> Path:
@@ -213,8 +221,14 @@ class EmbeddedPostgres:
             "env": {**os.environ, "HOME": str(self.directory)},
         }
 
+    def _hand_over(self, directory: Path) -> None:
+        if self._user is not None:
+            os.chown(directory, self._user.pw_uid, self._user.pw_gid)
+
     def _reachable(self, binaries: Path) -> Path:
         """Copy the installation if the unprivileged user cannot reach it, as under /root."""
+        if self._user is None:
+            return binaries
         try:
             subprocess.run(  # noqa: S603 - our own binaries
                 [str(binaries / "postgres"), "--version"],
@@ -239,6 +253,14 @@ class EmbeddedPostgres:
             copy = copy.rename(nested / installation.name)
             shutil.copytree(libraries, self.directory / "copy" / libraries.name)
         return copy / "bin"
+
+
+def _free_memory() -> int:
+    """How many bytes ``/dev/shm`` has to spare; 0 where there is none."""
+    try:
+        return shutil.disk_usage(_MEMORY).free
+    except OSError:
+        return 0
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:

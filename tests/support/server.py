@@ -51,14 +51,15 @@ def running_server(config: pytest.Config) -> Iterator[Server]:
             yield server
     else:
         binaries = system_binaries() if kind == "system" else None
-        with EmbeddedPostgres(binaries, {"max_prepared_transactions": "10"}) as server:
+        settings = {"max_prepared_transactions": "10"}
+        with EmbeddedPostgres(binaries, settings, in_memory=True) as server:
             yield server
 
 
 def server_of_its_own(server: Server, settings: Mapping[str, str]) -> EmbeddedPostgres:
     """A second server with other settings, of the same binaries where these are known."""
     binaries = server.binaries if isinstance(server, EmbeddedPostgres) else None
-    return EmbeddedPostgres(binaries, settings)
+    return EmbeddedPostgres(binaries, settings, in_memory=True)
 
 
 @contextmanager

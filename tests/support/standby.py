@@ -17,7 +17,7 @@ class Standby(EmbeddedPostgres):
 
     def __init__(self, primary: EmbeddedPostgres, settings: Mapping[str, str]) -> None:
         self._primary = primary
-        super().__init__(primary.binaries, settings)
+        super().__init__(primary.binaries, settings, in_memory=True)
 
     def _initdb(self) -> None:
         subprocess.run(
@@ -69,7 +69,7 @@ def running_pair(binaries_of: EmbeddedPostgres | None) -> Iterator[Pair]:
     """Start both, of another server's binaries or of the wheel's; they log every statement."""
     settings = {"log_statement": "all"}
     binaries = None if binaries_of is None else binaries_of.binaries
-    with EmbeddedPostgres(binaries, settings) as primary:
+    with EmbeddedPostgres(binaries, settings, in_memory=True) as primary:
         if not (primary.binaries / "pg_basebackup").exists():
             pytest.skip(f"no pg_basebackup in {primary.binaries}")
         with Standby(primary, settings) as standby:
