@@ -52,10 +52,28 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = pgaudit_ctx.historty
 
 
-def test_importing_the_package_loads_no_driver_no_framework_and_no_command_line() -> None:
+def test_the_package_lists_its_names_before_they_are_loaded() -> None:
+    assert set(PUBLIC) <= set(dir(pgaudit_ctx))
+
+
+def test_importing_the_package_loads_nothing_of_others_until_a_name_is_asked_for() -> None:
+    script = (
+        "import sys, pgaudit_ctx;"
+        "print([m for m in ('sqlalchemy', 'pydantic', 'psycopg') if m in sys.modules]);"
+        "pgaudit_ctx.install; print('sqlalchemy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["[]", "True", ""]
+
+
+def test_the_names_load_no_driver_no_framework_and_no_command_line() -> None:
     # SQLAlchemy 2.0 loads greenlet by itself where it is installed.
+    names = [name for name in PUBLIC if name != "AsyncAuditReader"]
     script = (
         "import sys, sqlalchemy.orm; before = set(sys.modules); import pgaudit_ctx;"
+        f"[getattr(pgaudit_ctx, name) for name in {names}];"
         f"print([m for m in {HEAVY} if m in sys.modules and m not in before])"
     )
     done = subprocess.run(
