@@ -111,6 +111,11 @@ class EmbeddedPostgres:
         return self._process.pid
 
     @property
+    def data_directory(self) -> Path:
+        """The server's data directory."""
+        return self._data
+
+    @property
     def binaries(self) -> Path:
         """The directory of the binaries that run."""
         return self._binaries

@@ -96,7 +96,7 @@ def test_a_wrong_or_missing_password_is_told_without_showing_it(
 ) -> None:
     if not isinstance(server, EmbeddedPostgres):
         pytest.skip("only a server of our own lets us ask for passwords")
-    rules = server.directory / "data" / "pg_hba.conf"
+    rules = server.data_directory / "pg_hba.conf"
     before = rules.read_text()
     bare.source.execute("CREATE ROLE secured LOGIN SUPERUSER PASSWORD 'right'")
     rules.write_text("local all secured scram-sha-256\n" + before)

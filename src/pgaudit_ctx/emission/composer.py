@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,13 @@ from pgaudit_ctx.message import EMPTY, encode_context, plain_context
 log = logging.getLogger(__name__)
 
 Provider: TypeAlias = Callable[[], Mapping[str, Any]]
+Observer: TypeAlias = Callable[[str, str | None], None]
+
+observers: Final[list[Observer]] = []
+"""Told of each write, on whatever engine: the text that explains it, and the statement if known.
+
+For tests. The text is emitted only where the transaction's log does not hold it by now.
+"""
 
 
 class Composer:
@@ -42,8 +49,11 @@ class Composer:
         """Say whether there may be anything to say, or to refuse."""
         return current_scope() is not None or bool(self._providers) or self._require_context
 
-    def compose(self) -> str:
+    def compose(self, statement: str | None = None) -> str:
         """Give the text of the message that explains a write made now.
+
+        Args:
+            statement: The write, for observers.
 
         Returns:
             One JSON object in ASCII; ``"{}"`` if there is nothing to say.
@@ -52,6 +62,12 @@ class Composer:
             ContextRequired: If a context is required and there is none.
             ContextInvalid: If it does not fit the model.
         """
+        text = self._compose()
+        for observe in observers:
+            observe(text, statement)
+        return text
+
+    def _compose(self) -> str:
         scope = current_scope()
         if scope is not None and self._plain:
             return scope.text

@@ -75,7 +75,7 @@ class Explainer:
             and by_hand != "skip"
             and (compiled or by_hand == "emit" or self._writes(state, driver, found))
         ):
-            content = self._content(state, driver)
+            content = self._content(state, driver, statement)
             if content is not None:
                 # That a cursor is server-side is told nowhere else.
                 alone = not found.wrappable or context._is_server_side  # noqa: SLF001
@@ -107,10 +107,10 @@ class Explainer:
         )
         return True
 
-    def _content(self, state: Emitted, driver: DriverConnection) -> str | None:
+    def _content(self, state: Emitted, driver: DriverConnection, statement: str) -> str | None:
         """Compose what is to be said; ``None`` if it is nothing, or was said."""
         try:
-            content = self.composer.compose()
+            content = self.composer.compose(statement)
         except AuditError:
             if driver.is_read_only(state.read_only):
                 return None  # nothing will be written that would need a context

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import ConnectionFailed, SlotBusy, SlotMissing, SourceNotReady
@@ -75,6 +75,24 @@ class ReplicationStream:
         self._waker.close()
         self._wakeable.close()
         self._connection.close()
+
+    def create_temporary_slot(self) -> None:
+        """Make the slot; it is gone with this connection, also if the process is killed.
+
+        Waits for every transaction that is writing now, anywhere in the cluster.
+
+        Raises:
+            SourceNotReady: If the server refuses.
+        """
+        create = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput', true)")
+        try:
+            self._connection.execute(create.format(sql.Literal(self._slot)))
+        except psycopg.Error as error:
+            said = error.diag.message_primary or " ".join(str(error).split())
+            raise SourceNotReady(
+                f"cannot make a temporary replication slot: {said}. Remedy: raise "
+                "max_replication_slots and max_wal_senders, or end what uses them"
+            ) from None
 
     def start(self, lsn: int) -> None:
         """Begin streaming.
