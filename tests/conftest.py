@@ -14,6 +14,9 @@ from support.database import Capture, Database, create_database, drop_database
 from support.server import KINDS, Server, running_server
 
 
+pytest_plugins = ["pytester"]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pgaudit-ctx")
     group.addoption(

@@ -170,7 +170,7 @@ def _run(config: pytest.Config) -> "Run":
             from pgaudit_ctx.testbed.run import Run  # heavy, and only needed by our fixtures
         except ImportError as error:
             missing = MissingExtra("pytest", "a fixture of pgaudit-ctx", error.name or "psycopg")
-            pytest.fail(str(missing), pytrace=False)
+            raise pytest.fail.Exception(str(missing), pytrace=False) from None
         run = config.stash[_RUN] = Run(config.getoption("--audit-postgres"))
         config.add_cleanup(run.close)
     return run
@@ -187,4 +187,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except AuditError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None

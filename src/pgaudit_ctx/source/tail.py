@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -32,6 +32,9 @@ from pgaudit_ctx.wal.table import Key, TableFacts
 
 _POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _MARK: Final = "SELECT pg_logical_emit_message(true, %s, %s)"
+_END_WALSENDER: Final = """
+    SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots
+    WHERE slot_name = %s AND active_pid IS NOT NULL"""
 _LIMIT_SECONDS: Final = 60.0
 # Nobody reads between two tests, and a walsender must not take that for a lost connection.
 _PATIENCE: Final = "-c wal_sender_timeout=0"
@@ -119,7 +122,9 @@ class Tail:
     def close(self) -> None:
         """Drop what was made for the capture, and close both connections."""
         self._stream.close()
-        if not self._control.closed:
+        # The server needs a moment to notice, and a database with a slot cannot be dropped.
+        with suppress(psycopg.Error):
+            self._control.execute(_END_WALSENDER, [self.name])
             self._drop_publication()
         self._opened.close()
 

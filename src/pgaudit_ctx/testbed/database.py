@@ -1,10 +1,11 @@
 """The database of a test run: made, watched through its slot, and emptied between tests."""
 
+import logging
 import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final, TypeAlias
 
 import psycopg
@@ -19,6 +20,8 @@ from pgaudit_ctx.source.catalog import Position, read_position
 from pgaudit_ctx.source.tail import Tail, TailedChange
 from pgaudit_ctx.testbed.server import Server
 from pgaudit_ctx.urls import libpq_url, sqlalchemy_url
+
+log = logging.getLogger(__name__)
 
 TableName: TypeAlias = tuple[str, str]
 """Schema and name."""
@@ -62,13 +65,12 @@ def database_of_its_own(server: Server, given: str | None = None) -> Iterator[st
     try:
         yield server.url(name)
     finally:
-        with (
-            suppress(DatabaseError, psycopg.Error),  # the server may be gone with the database
-            closing(connect(given or server.url("postgres"), "source")) as connection,
-        ):
-            connection.execute(
-                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier)
-            )
+        try:
+            with closing(connect(given or server.url("postgres"), "source")) as connection:
+                drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+                connection.execute(drop.format(identifier))
+        except (DatabaseError, psycopg.Error) as error:
+            log.warning("the database %s is left behind: %s", name, error)
 
 
 class AuditDatabase:

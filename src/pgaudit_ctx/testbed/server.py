@@ -69,7 +69,7 @@ def choose(wanted: str, environ: Mapping[str, str]) -> str:
                 "(postgresql://user@host/database)"
             )
         return wanted
-    return environ.get(URL_VARIABLE) or ("testcontainers" if _docker_answers() else "embedded")
+    return environ.get(URL_VARIABLE) or ("testcontainers" if docker_answers() else "embedded")
 
 
 @contextmanager
@@ -139,7 +139,8 @@ def system_binaries() -> Path:
     return Path(found.stdout.strip())
 
 
-def _docker_answers() -> bool:
+def docker_answers() -> bool:
+    """Say whether testcontainers is installed and finds a Docker engine that answers."""
     try:
         from testcontainers.core.docker_client import DockerClient  # an optional package
     except ImportError:
