@@ -13,7 +13,6 @@ from support.clinic import Base
 from support.database import Capture, Database, create_database, drop_database
 from support.server import KINDS, Server, running_server
 
-
 pytest_plugins = ["pytester"]
 
 

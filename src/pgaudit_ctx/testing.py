@@ -6,14 +6,15 @@ The fixtures of ``pytest_plugin`` give these objects; they work without pytest a
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.emission.composer import observers
 from pgaudit_ctx.errors import NotCaptured, UsageError
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.shape import Shape, shape_of
-from pgaudit_ctx.reading.version import Version
+from pgaudit_ctx.reading.mapped import shape_of
+from pgaudit_ctx.reading.shape import Shape
+from pgaudit_ctx.reading.version import ContextKeys, Version
 from pgaudit_ctx.testbed.database import AuditDatabase
 from pgaudit_ctx.testbed.expectation import (
     Expectation,
@@ -26,6 +27,14 @@ from pgaudit_ctx.testbed.expectation import (
 from pgaudit_ctx.testbed.records import Recorded, Records
 
 M = TypeVar("M")
+
+
+class ExpectedChange(TypedDict, total=False):
+    """What :meth:`AuditTrail.assert_changed` may expect of a change."""
+
+    operation: str | None
+    changed: Mapping[str, tuple[Any, Any]] | None
+    context: Mapping[str, Any] | None
 
 
 class AuditTrail:
@@ -44,7 +53,7 @@ class AuditTrail:
         self, database: AuditDatabase, *, user_key: str = "user", reason_key: str = "reason"
     ) -> None:
         self._database = database
-        self._keys = (user_key, reason_key)
+        self._context_keys = ContextKeys(user_key, reason_key)
         self.clear()
 
     def clear(self) -> None:
@@ -106,24 +115,28 @@ class AuditTrail:
         shape = self._shape(model, filters.get("schema"))
         return self._records().history(shape, self._key(shape, key), filters)
 
+    @overload
     def assert_changed(
-        self,
-        model: Any,
-        key: Any = None,
-        *,
-        operation: str | None = None,
-        changed: Mapping[str, tuple[Any, Any]] | None = None,
-        context: Mapping[str, Any] | None = None,
+        self, model: type[M], key: Any = None, **expected: Unpack[ExpectedChange]
+    ) -> Version[M]: ...
+
+    @overload
+    def assert_changed(
+        self, model: str, key: Any = None, **expected: Unpack[ExpectedChange]
+    ) -> Version[dict[str, Any]]: ...
+
+    def assert_changed(
+        self, model: Any, key: Any = None, **expected: Unpack[ExpectedChange]
     ) -> Version[Any]:
         """Check that a change was committed that is as described.
 
         Args:
             model: A mapped class, or ``"schema.table"``.
             key: Of this record; of any by default.
-            operation: INSERT, UPDATE, DELETE or TRUNCATE.
-            changed: Attribute → old and new value; others may have changed too. ``None`` stands for
-                the old values of an INSERT and the new ones of a DELETE.
-            context: Values that the context holds; it may hold others.
+            **expected: ``operation``: INSERT, UPDATE, DELETE or TRUNCATE. ``changed``: attribute →
+                old and new value, where ``None`` stands for the old values of an INSERT and the new
+                ones of a DELETE; others may have changed too. ``context``: values that the context
+                holds; it may hold others.
 
         Returns:
             The newest such change.
@@ -135,9 +148,12 @@ class AuditTrail:
         """
         __tracebackhide__ = True
         shape = self._shape(model, None)
+        changed = expected.get("changed")
         if changed is not None:
             shape.known(list(changed))
-        expectation = Expectation(_operation(operation), changed, context)
+        expectation = Expectation(
+            _operation(expected.get("operation")), changed, expected.get("context")
+        )
         candidates = self._recorded(model, key)
         for recorded in reversed(candidates):
             if not expectation.misses(recorded.version):
@@ -199,7 +215,7 @@ class AuditTrail:
 
     def _records(self) -> Records:
         rows = self._database.changes()[self._start :]
-        return Records(rows, self._began, *self._keys)
+        return Records(rows, self._began, self._database.tables(), self._context_keys)
 
     def _recorded(self, model: Any, key: Any) -> list[Recorded]:
         if model is None:
@@ -211,17 +227,18 @@ class AuditTrail:
 
     def _shape(self, model: Any, schema: str | None) -> Shape[Any]:
         shape = shape_of(model, schema)
-        if self._database.key_columns(shape.schema, shape.table) is None:
-            raise NotCaptured(
-                f"the table {shape.schema}.{shape.table} is not there, or was made after this "
-                "trail began, so that its changes are not known. Remedy: name it in the fixture "
-                "audit_metadata, or make it in a fixture that comes before audit_trail, or call "
-                "audit_trail.clear() once it is there"
-            )
+        for name in shape.tables:
+            if not self._database.is_captured(name):
+                raise NotCaptured(
+                    f"the table {'.'.join(name)} is not there, or was made after this trail began, "
+                    "so that its changes are not known. Remedy: name it in the fixture "
+                    "audit_metadata, or make it in a fixture that comes before audit_trail, or "
+                    "call audit_trail.clear() once it is there"
+                )
         return shape
 
     def _key(self, shape: Shape[Any], key: Any) -> tuple[str, ...]:
-        return shape.key(key, self._database.key_columns(shape.schema, shape.table) or ())
+        return self._records().key(shape, key)
 
     def _explain(
         self,

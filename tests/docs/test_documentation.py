@@ -5,6 +5,8 @@ What a document may assume:
 - ``setup()`` and ``capture()`` do what ``pgaudit-ctx setup`` and ``worker --until-caught-up`` do;
 - the environment variables of the command line name source, destination and slot;
 - any URL of a database ``clinic`` is the source's, of a database ``audit`` the destination's;
+- a Python block whose first line is the name of a file, ``# conftest.py``, is not run but saved;
+  ``run_pytest("test_it.py")``, and the command ``pytest`` in a ``console`` block, run such files;
 - a ``text`` block after code that printed something is what it printed, but for times and LSNs.
 
 Invisible code is written ``<!-- invisible-code-block: python … -->``.
@@ -41,20 +43,31 @@ _CHANGES_WITH_EACH_RUN = (
     (re.compile(r"\b\d\d:\d\d:\d\d\.\d+\b"), "<time>"),
     (re.compile(r"^\w+day \d\d \w+ \d{4}, UTC$", re.MULTILINE), "<day>"),
     (re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{5,8}\b"), "<lsn>"),
+    (re.compile(r"\bin \d+\.\d\ds\b"), "in <seconds>"),
+    (re.compile(r"\btransaction \d+\b"), "transaction <xid>"),
     (re.compile(r"[ \t]+$", re.MULTILINE), ""),
 )
+_FILE = re.compile(r"# (\w+\.py)\n")
 
 
 class Stage:
     """One document, and the databases it is played on."""
 
-    def __init__(self, path: Path, ends: Capture, *, run_commands: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ends: Capture,
+        *,
+        run_commands: bool = False,
+        pytester: pytest.Pytester | None = None,
+    ) -> None:
         self._ends = ends
+        self._pytester = pytester
         self._run_commands = run_commands
         self._printed = ""
         self._python = PythonEvaluator()
         self.module = types.ModuleType("document")
-        vars(self.module).update(setup=ends.setup, capture=ends.run)
+        vars(self.module).update(setup=ends.setup, capture=ends.run, run_pytest=self._run_pytest)
         text = _PLACEHOLDER.sub(self._url, path.read_text(encoding="utf-8"))
         self.document = Document(text, str(path))
         self.document.namespace = vars(self.module)
@@ -77,7 +90,20 @@ class Stage:
         end = self._ends.source if match[2] == "clinic" else self._ends.destination
         return end.sqlalchemy_url(match[1][1:]) if match[1] else end.url
 
+    def _run_pytest(self, *arguments: str) -> str:
+        assert self._pytester is not None
+        server = self._ends.source.server.url("postgres")
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = self._pytester.runpytest_inprocess(
+                f"--audit-postgres={server}", "-p", "no:randomly", *arguments
+            )
+        return result.stdout.str()
+
     def _evaluate_python(self, example: Example) -> None:
+        named = _FILE.match(example.parsed)
+        if named is not None and self._pytester is not None:
+            (self._pytester.path / named[1]).write_text(example.parsed)
+            return
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             self._python(example)
@@ -96,10 +122,12 @@ class Stage:
 
     def _try_console(self, example: Example) -> None:
         check_commands(example)
-        if not self._run_commands:
-            return
         for command, output in sessions(example.parsed):
             words = shlex.split(command)
+            if words[0] == "pytest" and self._pytester is not None:
+                assert steady(self._run_pytest(*words[1:])) == steady(output), example.path
+            if not self._run_commands:
+                continue
             if words[0] == "pgaudit-ctx" and words[1] != "demo":
                 done = subprocess.run(
                     [sys.executable, "-m", "pgaudit_ctx", *words[1:]],
@@ -166,14 +194,19 @@ def reset(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def play(
-    path: Path, ends: Capture, monkeypatch: pytest.MonkeyPatch, *, run_commands: bool = False
+    path: Path,
+    ends: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    run_commands: bool = False,
+    pytester: pytest.Pytester | None = None,
 ) -> None:
     monkeypatch.setenv("PGAUDIT_CTX_SOURCE_URL", ends.source.url)
     monkeypatch.setenv("PGAUDIT_CTX_DESTINATION_URL", ends.destination.url)
     monkeypatch.setenv("PGAUDIT_CTX_SLOT", ends.options.slot)
     if ends.options.name is not None:
         monkeypatch.setenv("PGAUDIT_CTX_NAME", ends.options.name)
-    stage = Stage(path, ends, run_commands=run_commands)
+    stage = Stage(path, ends, run_commands=run_commands, pytester=pytester)
     # SQLAlchemy and FastAPI look names of annotations up in the module of a class or function.
     monkeypatch.setitem(sys.modules, stage.module.__name__, stage.module)
     try:
@@ -192,7 +225,11 @@ def test_the_code_of_a_document_runs(
 ) -> None:
     tutorial = path.parent.name == "tutorial"
     ends = request.getfixturevalue("kept_demo" if tutorial else "blank")
-    play(path, ends, reset, run_commands=tutorial)
+    pytester = None
+    if path.name == "pytest.md":
+        pytester = request.getfixturevalue("pytester")
+        pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    play(path, ends, reset, run_commands=tutorial, pytester=pytester)
 
 
 @pytest.mark.parametrize(

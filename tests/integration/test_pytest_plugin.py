@@ -1,6 +1,5 @@
 """The pytest plugin, in suites of its own that are run against this run's server."""
 
-from pathlib import Path
 from textwrap import dedent
 
 import psycopg
@@ -465,23 +464,24 @@ def test_a_server_that_does_not_answer_is_told_without_a_traceback(suite) -> Non
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-@pytest.mark.parametrize("kind", ["embedded", "system", "testcontainers"])
-def test_a_server_of_each_kind_serves_a_run(suite, kind, monkeypatch) -> None:
+ONE_TEST = """
+def test_it(audit_session, audit_trail):
+    write(audit_session, Patient(id=1, name="Ann"), user="a")
+    audit_trail.assert_changed(Patient, 1, context={"user": "a"})
+"""
+
+
+def test_a_server_is_started_for_the_run(suite, pytestconfig) -> None:
+    kind = pytestconfig.getoption("--postgres")
+    suite(ONE_TEST, f"--audit-postgres={kind}").assert_outcomes(passed=1)
+
+
+def test_a_container_is_started_for_the_run(suite, monkeypatch) -> None:
+    if not docker_answers():
+        pytest.skip("no Docker engine answers")
     # The plugin removes its container; Ryuk, for processes that are killed, is one more image.
     monkeypatch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
-    if kind == "system" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        pytest.skip("this machine has no PostgreSQL of its own")
-    if kind == "testcontainers" and not docker_answers():
-        pytest.skip("no Docker engine answers")
-    result = suite(
-        """
-        def test_it(audit_session, audit_trail):
-            write(audit_session, Patient(id=1, name="Ann"), user="a")
-            audit_trail.assert_changed(Patient, 1, context={"user": "a"})
-        """,
-        f"--audit-postgres={kind}",
-        subprocess=True,
-    )
+    result = suite(ONE_TEST, "--audit-postgres=testcontainers", subprocess=True)
     result.assert_outcomes(passed=1)
 
 

@@ -22,8 +22,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.errors import ConnectionFailed, SourceNotReady
 from pgaudit_ctx.source import catalog, setup
+from pgaudit_ctx.source.keys import KeyHistory
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.urls import libpq_url
+from pgaudit_ctx.wal.encodings import codec_for
 from pgaudit_ctx.wal.frames import PAYLOAD, XLogData, parse_frame
 from pgaudit_ctx.wal.lsn import format_lsn
 from pgaudit_ctx.wal.pgoutput import Begin, Commit, Message, Relation, decode
@@ -43,11 +45,13 @@ _PATIENCE: Final = "-c wal_sender_timeout=0"
 class TailedChange(NamedTuple):
     """What happened to one row, or to a table for TRUNCATE; the fields are those of ``changes``."""
 
+    source: str
     epoch: int
     commit_lsn: str
     ordinal: int
     transaction_id: int
     committed_at: dt.datetime
+    captured_at: dt.datetime
     operation: str
     schema_name: str
     table_name: str
@@ -78,6 +82,7 @@ class Tail:
         self._marks = itertools.count(1)
         with ExitStack() as opened:
             self._control = opened.enter_context(closing(connect(url, "source")))
+            self._source = self._control.info.dbname
             setup.check_source(self._control, self.name)
             # What we wait for is that others see it, and not that a standby has it.
             self._control.execute("SET synchronous_commit = local")
@@ -86,7 +91,8 @@ class Tail:
             )
             self._begin_capture()
             self._opened = opened.pop_all()
-        self._stitcher = Stitcher(self._describe)
+        encoding = self._control.info.parameter_status("server_encoding") or "UTF8"
+        self._stitcher = Stitcher(self._describe, codec_for(encoding))
         self._transaction = Begin(0, 0, 0)
         self._ready: list[CapturedChange] = []
         self._passing = self._reached = ""
@@ -190,11 +196,12 @@ class Tail:
             self._reached = self._passing
             self._stream.acknowledge(message.end_lsn)
             ready, self._ready = self._ready, []
-            return [_row(self._transaction, change) for change in ready]
+            return [_row(self._source, self._transaction, change) for change in ready]
         return []
 
     def _describe(self, relation: Relation) -> TableFacts | None:
-        return catalog.read_facts(self._control, relation)
+        # What is read was written a moment ago: the key that the catalog has is the one it had.
+        return catalog.describe(self._control, KeyHistory({}), relation)
 
 
 def _patient(url: str) -> str:
@@ -203,13 +210,15 @@ def _patient(url: str) -> str:
     return make_conninfo(conninfo, options=f"{options} {_PATIENCE}")
 
 
-def _row(transaction: Begin, change: CapturedChange) -> TailedChange:
+def _row(source: str, transaction: Begin, change: CapturedChange) -> TailedChange:
     return TailedChange(
+        source,
         1,
         format_lsn(transaction.final_lsn),
         change.ordinal,
         transaction.xid,
         _POSTGRES_EPOCH + dt.timedelta(microseconds=transaction.committed_at),
+        dt.datetime.now(dt.UTC),
         change.operation,
         change.table.schema,
         change.table.name,

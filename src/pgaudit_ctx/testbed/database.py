@@ -216,17 +216,19 @@ class AuditDatabase:
             for pid, application, state in self._control.execute(_IN_THE_WAY)
         ]
 
-    def key_columns(self, schema: str, table: str) -> Sequence[str] | None:
-        """Give the primary key of a table; ``None`` if its changes do not arrive here."""
-        known = self._tables.get((schema, table))
-        if known is None:
+    def tables(self) -> Mapping[TableName, Sequence[str]]:
+        """Give the primary key of each table whose changes arrive here, as last looked up."""
+        return self._tables
+
+    def is_captured(self, name: TableName) -> bool:
+        """Say whether a table's changes arrive here."""
+        if name not in self._tables:
             self._tables = {
                 (each.schema, each.name): each.key_columns
                 for each in self.tail.tables()
                 if each.published
             }
-            known = self._tables.get((schema, table))
-        return known
+        return name in self._tables
 
     def position(self) -> Position:
         """Say up to where something has been written to the log by now."""

@@ -180,5 +180,5 @@ def _container_class() -> Any:
         except ImportError:  # before 4.15
             from testcontainers.postgres import PostgresContainer
     except ImportError:
-        raise MissingExtra("pytest", "a server in a container", "testcontainers") from None
+        raise MissingExtra("testcontainers", "a server in a container", "testcontainers") from None
     return PostgresContainer
