@@ -26,11 +26,19 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, name))
 
 
+def bemi(session: nox.Session) -> str:
+    """Bemi's adapter, apart from the environment: it listens to every engine of its process."""
+    folder = str(Path(session.virtualenv.location, "bemi").absolute())
+    wanted = ["--no-deps", "--target", folder, "--upgrade", "bemi-sqlalchemy==0.0.2"]
+    session.run_install("python", "-m", "pip", "install", "--quiet", *wanted)
+    return folder
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest (``-- --postgres=system``)."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *session.posargs, env={"PGAUDIT_CTX_BEMI": bemi(session)})
 
 
 @nox.session

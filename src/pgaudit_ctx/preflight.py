@@ -1,14 +1,25 @@
 """What is checked and written down before a capture goes on: both ends, and that they fit."""
 
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pgaudit_ctx.destination import ledger
-from pgaudit_ctx.destination.coverage import CoveredTable, record_coverage
+from pgaudit_ctx.destination.coverage import (
+    CoveredTable,
+    RecordedFilters,
+    filters_in_force,
+    record_coverage,
+)
 from pgaudit_ctx.destination.schema import Connection, check_schema
-from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
+from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady, UsageError
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source, refuse_filters
+from pgaudit_ctx.wal.filters import Filters
 from pgaudit_ctx.wal.lsn import format_lsn
+
+log = logging.getLogger(__name__)
 
 _OWN_TRAIL: Final = (
     "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
@@ -24,6 +35,7 @@ class WorkerOptions(NamedTuple):
         slot: The replication slot.
         publication: The publication.
         name: What the source is called in the trail; its database name by default.
+        filters: What is left out or blanked.
     """
 
     source: str
@@ -31,10 +43,15 @@ class WorkerOptions(NamedTuple):
     slot: str = "pgaudit_ctx"
     publication: str = "pgaudit_ctx"
     name: str | None = None
+    filters: Filters = Filters()
 
 
 def begin_capture(
-    source: Connection, destination: Connection, options: WorkerOptions
+    source: Connection,
+    destination: Connection,
+    options: WorkerOptions,
+    *,
+    keep_filters: bool = False,
 ) -> ledger.Checkpoint:
     """Check both ends, open the trail where it is new, and write down what is covered.
 
@@ -43,12 +60,14 @@ def begin_capture(
     Args:
         source: An ordinary connection to the audited database.
         destination: To the trail.
-        options: The names that are used.
+        options: The names that are used, and a worker's filters.
+        keep_filters: Leave the filters as the worker that ran last had them.
 
     Returns:
         The checkpoint to go on from.
 
     Raises:
+        UsageError: If a filter blanks a column of a primary key.
         SourceNotReady: If a setting, the publication or the slot is missing.
         DestinationNotReady: If the schema is missing or of another version.
         PositionMismatch: If slot and checkpoint do not belong together.
@@ -92,19 +111,70 @@ def begin_capture(
         ledger.open_trail(destination, name, first, position.time)
         checkpoint = ledger.read_checkpoint(destination, name) or first
     _refuse_slot_ahead(checkpoint, slot, options)
+    published = [
+        table
+        for table in catalog.read_tables(source, options.publication)
+        if table.published and not table.partition
+    ]
+    known = filters_in_force(destination, name) if keep_filters else {}
+    for pattern in options.filters.unmatched([(t.schema, t.name, t.columns) for t in published]):
+        log.warning("the filter %s fits no table or column that is captured", pattern)
+    covered, excluded = apply_filters(published, options.filters, known)
     record_coverage(
-        destination,
-        name,
-        checkpoint.epoch,
-        *position,
-        options.publication,
-        [
-            CoveredTable(t.schema, t.name, t.oid, t.key, t.identity)
-            for t in catalog.read_tables(source, options.publication)
-            if t.published and not t.partition
-        ],
+        destination, name, checkpoint.epoch, *position, options.publication, covered, excluded
     )
     return checkpoint
+
+
+def apply_filters(
+    tables: Sequence[catalog.SourceTable],
+    filters: Filters,
+    known: Mapping[int, RecordedFilters] = MappingProxyType({}),
+) -> tuple[Sequence[CoveredTable], set[int]]:
+    """Say what is covered, and how; pure.
+
+    Args:
+        tables: The tables that are published.
+        filters: The rules.
+        known: Rules that are in force already, by the oids of tables; they come before the others.
+
+    Returns:
+        The tables that are captured, and the oids of those that a rule excludes.
+
+    Raises:
+        UsageError: If a rule leaves out or blanks a column of a primary key.
+    """
+    covered = []
+    excluded = set()
+    for table in tables:
+        if table.oid in known:
+            out, ignored, redacted = known[table.oid]
+        else:
+            rules = filters.rules(table.schema, table.name, table.columns)
+            out, ignored, redacted = rules.excluded, list(rules.ignored), rules.redactions
+            blanked = {*rules.ignored, *rules.redacted}.intersection(table.key_columns)
+            if blanked and not out:
+                raise UsageError(
+                    f"{', '.join(sorted(blanked))} cannot be ignored or redacted: it belongs to "
+                    f"the primary key of {table.qualified}, which says whose history a change is. "
+                    "Remedy: leave it out of --ignore-column and --redact-column, or exclude the "
+                    "table"
+                )
+        if out:
+            excluded.add(table.oid)
+        else:
+            covered.append(
+                CoveredTable(
+                    table.schema,
+                    table.name,
+                    table.oid,
+                    table.key,
+                    table.identity,
+                    ignored,
+                    redacted,
+                )
+            )
+    return covered, excluded
 
 
 def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> SlotMissing:

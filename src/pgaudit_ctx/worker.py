@@ -72,7 +72,7 @@ class Worker:
                 raise refusal(error, "prepare the capture") from None
             self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
             encoding = self._source.info.parameter_status("server_encoding") or ""
-            self._stitcher = Stitcher(self._describe, codec_for(encoding))
+            self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
             self._stream = opened.enter_context(
                 ReplicationStream(options.source, options.slot, options.publication)
             )

@@ -1,7 +1,8 @@
 """One test's own source and destination, and what tests do with them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,15 +76,21 @@ class Capture:
 
     def setup(self) -> None:
         """What ``pgaudit-ctx setup`` does."""
-        with (
-            connect(self.source.url, "source") as source,
-            connect(self.destination.url, "destination") as destination,
-        ):
+        with self.connections() as (source, destination):
             source_setup.check_source(source, self.options.slot)
             _, failed = source_setup.run(source, self.options.slot, self.options.publication)
             assert failed == []
             schema.migrate(destination, "quarter")
             begin_capture(source, destination, self.options)
+
+    @contextmanager
+    def connections(self) -> Iterator[tuple[schema.Connection, schema.Connection]]:
+        """Both ends, connected as the commands are."""
+        with (
+            connect(self.source.url, "source") as source,
+            connect(self.destination.url, "destination") as destination,
+        ):
+            yield source, destination
 
     def run(self) -> Progress:
         """Capture everything that was committed until now."""

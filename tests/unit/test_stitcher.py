@@ -379,3 +379,52 @@ def test_a_recorded_stream_gives_the_rows_their_contexts(frames) -> None:
     }
     assert {key: found[key] for key in ("21", "22", "23")} == {"21": "a", "22": "a", "23": "b"}
     assert found["41"] is None
+
+
+def bemi(lsn: int, text: str) -> Message:
+    return context(lsn, text, prefix="_bemi")
+
+
+def test_a_message_of_bemi_covers_the_next_row_only_and_in_place_of_ours() -> None:
+    assert contexts(
+        (10, context(10, '{"user":"ours"}')),
+        (10, row(1)),
+        (20, bemi(20, '{"user":"bemi"}')),
+        (20, row(2)),
+        (30, row(3)),
+    ) == ['{"user":"ours"}', '{"user":"bemi"}', '{"user":"ours"}']
+
+
+def test_of_two_messages_of_bemi_before_one_row_the_second_counts() -> None:
+    assert contexts(
+        (10, bemi(10, '{"n":1}')), (20, bemi(20, '{"n":2}')), (20, row(1)), (30, row(2))
+    ) == ['{"n":2}', None]
+
+
+def test_a_message_of_bemi_covers_the_row_at_its_position_if_that_arrives_first() -> None:
+    assert contexts((20, row(1)), (20, bemi(20, '{"n":1}')), (30, row(2))) == ['{"n":1}', None]
+
+
+def test_our_message_at_the_position_of_a_row_leaves_it_what_bemi_said() -> None:
+    assert contexts(
+        (10, bemi(10, '{"n":1}')), (20, row(1)), (20, context(20, '{"user":"a"}')), (30, row(2))
+    ) == ['{"n":1}', '{"user":"a"}']
+
+
+def test_of_a_truncate_of_several_tables_bemi_explains_the_first() -> None:
+    assert contexts((10, bemi(10, '{"n":1}')), (20, Truncate(False, False, (OID, OID)))) == [
+        '{"n":1}',
+        None,
+    ]
+
+
+def test_a_message_of_bemi_does_not_reach_into_the_next_transaction() -> None:
+    stitcher = Stitcher(facts)
+    stitcher.receive(0, Begin(50, 0, 1))
+    stitcher.receive(0, relation())
+    stitcher.receive(10, bemi(10, '{"n":1}'))
+    stitcher.receive(50, Commit(50, 60, 0))
+    stitcher.receive(70, Begin(90, 0, 2))
+    stitcher.receive(70, row(1))
+    (change,) = stitcher.receive(90, Commit(90, 99, 0))
+    assert change.context is None

@@ -104,7 +104,7 @@ def _run(
         result = "done" if complete else "some tables could not be taken"
         ledger.record_operation(destination, "setup", arguments, result)
     if source is not None and destination is not None:
-        checkpoint = begin_capture(source, destination, chosen)
+        checkpoint = begin_capture(source, destination, chosen, keep_filters=True)
         out.print(f"[bold]ready[/bold]        captured from {format_lsn(checkpoint.end_lsn)} on")
         out.print("next         pgaudit-ctx worker, with the same two URLs")
     return complete

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_ctx.cli import options
+from pgaudit_ctx.cli import filters, options
 from pgaudit_ctx.cli.metrics import serve_metrics
 from pgaudit_ctx.cli.options import err, needed
 from pgaudit_ctx.preflight import WorkerOptions
@@ -21,6 +21,13 @@ def worker(
     slot: options.Slot = "pgaudit_ctx",
     publication: options.Publication = "pgaudit_ctx",
     name: options.Name = None,
+    include_table: filters.IncludeTable = None,
+    exclude_table: filters.ExcludeTable = None,
+    include_schema: filters.IncludeSchema = None,
+    exclude_schema: filters.ExcludeSchema = None,
+    ignore_column: filters.IgnoreColumn = None,
+    redact_column: filters.RedactColumn = None,
+    hash_key: filters.HashKey = None,
     until_caught_up: Annotated[
         bool,
         typer.Option(
@@ -42,7 +49,20 @@ def worker(
 ) -> None:
     """Capture changes until SIGTERM or Ctrl-C; what has arrived by then is stored first."""
     chosen = WorkerOptions(
-        needed(source, "source"), needed(destination, "destination"), slot, publication, name
+        needed(source, "source"),
+        needed(destination, "destination"),
+        slot,
+        publication,
+        name,
+        filters.chosen_filters(
+            include_table,
+            exclude_table,
+            include_schema,
+            exclude_schema,
+            ignore_column,
+            redact_column,
+            hash_key,
+        ),
     )
     running = Worker(chosen)
     on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly

@@ -35,6 +35,14 @@ class CoveredTable(NamedTuple):
     redacted: Sequence[str] = ()
 
 
+class RecordedFilters(NamedTuple):
+    """What a filter did to one table, as ``coverage`` has it."""
+
+    excluded: bool
+    ignored: Sequence[str]
+    redacted: Sequence[str]
+
+
 class _Interval(NamedTuple):
     """An interval that is open, or to be opened; two that are equal are one."""
 
@@ -65,6 +73,19 @@ def keys_at_checkpoint(connection: Connection, source: str) -> dict[int, KnownKe
             " FROM pgaudit_ctx.coverage c JOIN pgaudit_ctx.checkpoints p USING (source, epoch)"
             " WHERE c.source = %s AND (c.to_lsn IS NULL OR c.to_lsn > p.end_lsn)"
             " ORDER BY c.relation_oid, c.from_lsn",
+            [source],
+        )
+    }
+
+
+def filters_in_force(connection: Connection, source: str) -> dict[int, RecordedFilters]:
+    """Give what the worker that ran last left out and blanked, by the oids of its tables."""
+    return {
+        oid: RecordedFilters(closed and reason == _EXCLUDED, ignored, redacted)
+        for oid, closed, reason, ignored, redacted in connection.execute(
+            "SELECT DISTINCT ON (relation_oid) relation_oid, to_lsn IS NOT NULL, reason, ignored,"
+            " redacted FROM pgaudit_ctx.coverage JOIN pgaudit_ctx.checkpoints"
+            " USING (source, epoch) WHERE source = %s ORDER BY relation_oid, from_lsn DESC",
             [source],
         )
     }

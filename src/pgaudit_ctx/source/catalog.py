@@ -60,6 +60,10 @@ _TABLES: Final = f"""
         c.relreplident::text AS identity,
         {_KEY_COLUMNS.format(table="c.oid")} AS key_columns,
         {_KEY_INDEX.format(table="c.oid")} AS key_index,
+        ARRAY(
+            SELECT a.attname::text FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+        ) AS columns,
         EXISTS (
             SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE r.prrelid = c.oid AND p.pubname = %(publication)s
@@ -105,6 +109,7 @@ class SourceTable(NamedTuple):
     virtual_columns: bool
     extension: str | None
     key_index: int = 0
+    columns: Sequence[str] = ()
 
     @property
     def qualified(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from pgaudit_ctx.change import MARKER, UNAVAILABLE, Operation
 from pgaudit_ctx.errors import ProtocolError
 from pgaudit_ctx.message import PREFIX
+from pgaudit_ctx.wal.filters import Filters, NotRecorded
 from pgaudit_ctx.wal.json_text import parse
 from pgaudit_ctx.wal.pgoutput import (
     Begin,
@@ -35,6 +36,8 @@ _DELETE: Final = Operation.DELETE.value
 _TRUNCATE: Final = Operation.TRUNCATE.value
 # What NamedTuple's own __new__ calls, without the Python function in between.
 _new: Final = tuple.__new__
+BEMI_PREFIX: Final = "_bemi"
+"""Bemi's adapters emit one message for each row, right before it."""
 _QUOTED: Final = 1024
 """Characters of an invalid context that are kept."""
 
@@ -69,18 +72,27 @@ class Stitcher:
     Args:
         describe: Looks up what the catalog knows of a relation; ``None`` if it is gone.
         codec: Python's codec for messages, which come in the encoding of their database.
+        filters: What is left out or blanked.
     """
 
     def __init__(
-        self, describe: Callable[[Relation], TableFacts | None], codec: str = "utf-8"
+        self,
+        describe: Callable[[Relation], TableFacts | None],
+        codec: str = "utf-8",
+        filters: Filters | None = None,
     ) -> None:
         self._describe = describe
         self._codec = codec
+        self._filters = filters or Filters()
+        self._excluded: set[int] = set()
         self._tables: dict[int, CapturedTable] = {}
         self._held: list[CapturedChange] = []
         self._held_lsn = -1
         self._context: str | None = None
         self._ordinal = 0
+        self._next_context: str | None = None
+        self._covered_alone = 0
+        self._hold: Callable[..., None] = self._hold_lasting
         self._makers: dict[type, Callable[[Any], None]] = {
             Insert: self._insert,
             Update: self._update,
@@ -113,7 +125,12 @@ class Stitcher:
             self._held_lsn = wal_start
         try:
             make(message)
+        except NotRecorded:
+            self._hold = self._hold_lasting
         except KeyError as missing:
+            if missing.args[0] in self._excluded:
+                self._hold = self._hold_lasting
+                return ready
             raise ProtocolError(
                 f"a change names relation {missing}, which the server has not described"
             ) from None
@@ -125,12 +142,22 @@ class Stitcher:
         if isinstance(message, Message):
             return self._apply(message)
         if isinstance(message, Relation):
-            self._tables[message.oid] = CapturedTable(message, self._describe(message))
+            self._describe_table(message)
             return ()
         if isinstance(message, Begin):
             self._context = None
-            self._ordinal = 0
+            self._ordinal = self._covered_alone = 0
+            self._hold = self._hold_lasting
         return self._release() if isinstance(message, Begin | Commit) else ()
+
+    def _describe_table(self, relation: Relation) -> None:
+        table = self._filters.capture(relation, self._describe(relation))
+        if table is None:
+            self._tables.pop(relation.oid, None)
+            self._excluded.add(relation.oid)
+        else:
+            self._tables[relation.oid] = table
+            self._excluded.discard(relation.oid)
 
     def _release(self) -> Sequence[CapturedChange]:
         ready, self._held = self._held, []
@@ -138,16 +165,35 @@ class Stitcher:
         return ready
 
     def _apply(self, message: Message) -> Sequence[CapturedChange]:
-        if not message.transactional or message.prefix != PREFIX:
+        if not message.transactional:
+            return ()
+        if message.prefix == BEMI_PREFIX:
+            return self._apply_to_next(message)
+        if message.prefix != PREFIX:
             return ()
         context = context_json(message.content, self._codec)
         ready: Sequence[CapturedChange] = ()
         if message.lsn == self._held_lsn:
-            self._held = [change._replace(context=context) for change in self._held]
+            self._held = [
+                change
+                if change.ordinal == self._covered_alone
+                else change._replace(context=context)
+                for change in self._held
+            ]
         else:
             ready = self._release()
         self._context = context
         return ready
+
+    def _apply_to_next(self, message: Message) -> Sequence[CapturedChange]:
+        context = context_json(message.content, self._codec)
+        if message.lsn == self._held_lsn and self._held:
+            first = self._held[0] = self._held[0]._replace(context=context)
+            self._covered_alone = first.ordinal
+            return ()
+        self._next_context = context
+        self._hold = self._hold_covered_alone
+        return self._release()
 
     def _insert(self, message: Insert) -> None:
         oid, new = message
@@ -189,9 +235,17 @@ class Stitcher:
 
     def _truncate(self, message: Truncate) -> None:
         for oid in message.relation_oids:
-            self._hold(_TRUNCATE, self._tables[oid], None, None, None, None)
+            if oid not in self._excluded:
+                self._hold(_TRUNCATE, self._tables[oid], None, None, None, None)
 
-    def _hold(
+    def _hold_covered_alone(self, *change: Any) -> None:
+        self._hold = self._hold_lasting
+        lasting, self._context = self._context, self._next_context
+        self._hold(*change)
+        self._context = lasting
+        self._covered_alone = self._ordinal
+
+    def _hold_lasting(
         self,
         operation: str,
         table: CapturedTable,

@@ -1,9 +1,10 @@
 """One captured table as its tuples see it: how to render them, and where the key is."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from json.encoder import encode_basestring
 from operator import ne
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 from pgaudit_ctx.change import UNAVAILABLE
@@ -56,11 +57,14 @@ class CapturedTable:
         relation: That message.
         facts: What the catalog says, or ``None`` if it no longer knows the table: its own name
             is then used and the key is unknown.
+        ignored: Columns that are left out.
+        redactors: For columns that are blanked, what gives their JSON instead.
     """
 
     __slots__ = (
         "_encoders",
         "_identity",
+        "_kept",
         "_key",
         "_key_set",
         "_labels",
@@ -73,26 +77,36 @@ class CapturedTable:
         "width",
     )
 
-    def __init__(self, relation: Relation, facts: TableFacts | None) -> None:
-        # A table's own message names it as it was then; only a partition is named after its root.
-        own = facts is None or facts.oid == relation.oid
-        self.oid = relation.oid if facts is None else facts.oid
-        self.schema = relation.schema if facts is None or own else facts.schema
-        self.name = relation.name if facts is None or own else facts.name
+    def __init__(
+        self,
+        relation: Relation,
+        facts: TableFacts | None,
+        ignored: Collection[str] = (),
+        redactors: Mapping[str, Encoder] = MappingProxyType({}),
+    ) -> None:
+        self.oid, self.schema, self.name = name_of(relation, facts)
         self.width = len(relation.columns)
         names = [column.name for column in relation.columns]
         base_types = {} if facts is None else facts.base_types
-        types = [base_types.get(column.type_oid, column.type_oid) for column in relation.columns]
-        self._encoders = [encoder_for(type_oid) for type_oid in types]
+        self._encoders = [
+            redactors.get(column.name)
+            or encoder_for(base_types.get(column.type_oid, column.type_oid))
+            for column in relation.columns
+        ]
         self._labels = [f"{encode_basestring(name)}: ".encode() for name in names]
+        self._kept = [i for i, name in enumerate(names) if name not in ignored]
         has_json = not set(JSON_ENCODERS).isdisjoint(self._encoders)
         self._limit = _MAX_JSON if has_json else MAX_VALUE
-        self.render = _compile(self._labels, self._encoders, self._limit, self._render_slowly)
+        self.render = _compile(
+            self._labels, self._encoders, self._kept, self._limit, self._render_slowly
+        )
         """Renders a whole tuple as a JSON object."""
         self._identity = frozenset(i for i, column in enumerate(relation.columns) if column.key)
         wanted = () if facts is None else facts.key_columns
         self._key: tuple[int, ...] = (
-            tuple(names.index(name) for name in wanted) if set(wanted) <= set(names) else ()
+            tuple(names.index(name) for name in wanted)
+            if set(wanted) <= set(names) - set(ignored) - set(redactors)
+            else ()
         )
         self._key_set = frozenset(self._key)
         self._only_key = self._key[0] if len(self._key) == 1 else None
@@ -153,7 +167,17 @@ class CapturedTable:
         )
 
     def _render_slowly(self, values: Tuple) -> str:
-        return self.render_some(range(self.width), values)
+        return self.render_some(self._kept, values)
+
+
+def name_of(relation: Relation, facts: TableFacts | None) -> tuple[int, str, str]:
+    """Give a table's oid, schema and name: a partition has those of its root.
+
+    Any other table's own message names it as it was then; the catalog only knows what it is now.
+    """
+    if facts is None or facts.oid == relation.oid:
+        return relation.oid, relation.schema, relation.name
+    return facts.oid, facts.schema, facts.name
 
 
 def _absent(value: Value) -> bytes:
@@ -163,6 +187,7 @@ def _absent(value: Value) -> bytes:
 def _compile(
     labels: Sequence[bytes],
     encoders: Sequence[Encoder],
+    kept: Sequence[int],
     limit: int,
     slowly: Callable[[Tuple], str],
 ) -> Callable[[Tuple], str]:
@@ -184,7 +209,7 @@ def _compile(
         "slowly": slowly,
     }
     pieces: list[str] = []
-    for index in sorted(range(len(labels)), key=lambda i: (len(labels[i]), labels[i])):
+    for index in sorted(kept, key=lambda i: (len(labels[i]), labels[i])):
         encoder = encoders[index]
         value = f"v{index}"
         arguments[f"label{index}"] = (b", " if pieces else b"{") + labels[index]
