@@ -29,8 +29,9 @@ with engine.begin() as connection:
     connection.execute(text("INSERT INTO t VALUES (1, 'x'), (2, 'y')"))
     connection.execute(text("UPDATE t SET a = 'z' WHERE id = 1"))
     Bemi.set_context({"user": "bob"})
-    connection.execute(text("INSERT INTO t VALUES (2, 'y') ON CONFLICT (id) DO UPDATE SET a = 'w'"))
-    connection.execute(text("WITH gone(id) AS (VALUES (2)) DELETE FROM t USING gone WHERE t.id = gone.id"))
+    upsert = "INSERT INTO t VALUES (2, 'y') ON CONFLICT (id) DO UPDATE SET a = 'w'"
+    connection.execute(text(upsert))
+    connection.execute(text("WITH two(n) AS (VALUES (2)) DELETE FROM t USING two WHERE id = n"))
     connection.execute(text("DELETE FROM t"))
 """
 
