@@ -2,12 +2,17 @@
 
 import io
 import sys
+from collections.abc import Sequence
 
 from pgaudit_ctx.errors import AuditError, MissingExtra
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run ``pgaudit-ctx``; every error of ours becomes one line and an exit code.
+
+    Args:
+        arguments: What follows the program's name; the process's own by default.
+        program: The name to show in messages.
 
     Raises:
         SystemExit: 0 if all is fine, 1 for a finding, 2 for wrong usage, 130 after Ctrl-C.
@@ -23,7 +28,7 @@ def main() -> None:
             # psycopg itself is there; what it lacks without its "binary" part has no name.
             missing = error.name or "psycopg[binary]"
             raise MissingExtra("worker", "The command line", missing) from None
-        app()
+        app(arguments, prog_name=program)
     except AuditError as error:
         sys.stderr.write(f"pgaudit-ctx: {error}\n")
         sys.exit(error.exit_code)
