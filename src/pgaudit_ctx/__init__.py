@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     )
     from pgaudit_ctx.hook import emit_context, install, uninstall
     from pgaudit_ctx.reading.async_reader import AsyncAuditReader
-    from pgaudit_ctx.reading.default import as_of, configure, history, select_changes
+    from pgaudit_ctx.reading.default import (
+        as_of,
+        configure,
+        history,
+        select_as_of,
+        select_changes,
+    )
     from pgaudit_ctx.reading.history import History
     from pgaudit_ctx.reading.reader import AuditReader
     from pgaudit_ctx.reading.schemas import ChangeOut, VersionOut
@@ -56,6 +62,7 @@ __all__ = [
     "history",
     "install",
     "load_context",
+    "select_as_of",
     "select_changes",
     "uninstall",
 ]
@@ -82,7 +89,7 @@ _HOMES: Final = {
     ),
     "hook": ("emit_context", "install", "uninstall"),
     "reading.async_reader": ("AsyncAuditReader",),
-    "reading.default": ("as_of", "configure", "history", "select_changes"),
+    "reading.default": ("as_of", "configure", "history", "select_as_of", "select_changes"),
     "reading.history": ("History",),
     "reading.reader": ("AuditReader",),
     "reading.schemas": ("ChangeOut", "VersionOut"),

@@ -27,3 +27,11 @@ def handmade(server: Server, destination_template: str) -> Iterator[Database]:
     database = create_database(server, destination_template)
     yield database
     drop_database(database)
+
+
+@pytest.fixture(scope="module")
+def module_capture(server: Server, handmade: Database) -> Iterator[Capture]:
+    """An empty source and a destination for a whole module, which calls ``setup()`` once."""
+    database = create_database(server)
+    yield Capture(database, handmade)
+    drop_database(database)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import decimal
-import uuid
 from typing import Any
 
 import pytest
@@ -23,27 +22,12 @@ from pgaudit_ctx.errors import (
     UsageError,
 )
 from pgaudit_ctx.reading import default
-from support.clinic import Dose, Patient, Sample, Status
+from support.clinic import SAMPLE, Dose, Patient, Sample, Status
 from support.database import Capture, Database, create_database, drop_database
 from support.server import Server
 
 LONG_AGO = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 DAY = dt.date(2024, 2, 29)
-
-SAMPLE: dict[str, Any] = {
-    "id": uuid.UUID("7f3a1a5e-1111-4111-8111-111111111111"),
-    "flag": True,
-    "big": 2**62,
-    "ratio": 0.1 + 0.2,
-    "amount": decimal.Decimal("12345678901234567890.000100"),
-    "day": DAY,
-    "moment": dt.datetime(2024, 2, 29, 12, 30, 0, 500, tzinfo=dt.UTC),
-    "clock": dt.time(23, 59, 59, 999_999),
-    "span": dt.timedelta(days=-3, hours=4, microseconds=7),
-    "blob": b"\x00\xff'\\",
-    "tags": ["a,b", "NULL", '"', "", "日本"],
-    "document": {"a": [1, None, {"b": "c"}], "$pgaudit_ctx": "mine"},
-}
 
 
 @pytest.fixture

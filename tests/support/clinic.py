@@ -57,3 +57,19 @@ class Sample(Base):
     blob: Mapped[bytes | None] = mapped_column(LargeBinary)
     tags: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     document: Mapped[Any | None] = mapped_column(JSONB)
+
+
+SAMPLE: dict[str, Any] = {
+    "id": uuid.UUID("7f3a1a5e-1111-4111-8111-111111111111"),
+    "flag": True,
+    "big": 2**62,
+    "ratio": 0.1 + 0.2,
+    "amount": decimal.Decimal("12345678901234567890.000100"),
+    "day": dt.date(2024, 2, 29),
+    "moment": dt.datetime(2024, 2, 29, 12, 30, 0, 500, tzinfo=dt.UTC),
+    "clock": dt.time(23, 59, 59, 999_999),
+    "span": dt.timedelta(days=-3, hours=4, microseconds=7),
+    "blob": b"\x00\xff'\\",
+    "tags": ["a,b", "NULL", '"', "", "日本"],
+    "document": {"a": [1, None, {"b": "c"}], "$pgaudit_ctx": "mine"},
+}

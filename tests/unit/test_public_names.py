@@ -32,6 +32,7 @@ PUBLIC = [
     "history",
     "install",
     "load_context",
+    "select_as_of",
     "select_changes",
     "uninstall",
 ]

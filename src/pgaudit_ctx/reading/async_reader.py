@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
+from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
 from pgaudit_ctx.reading.history import History, HistoryFilters
+from pgaudit_ctx.reading.shape import Renamed
 from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Steps, Verbs, explained
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import Version
@@ -102,6 +104,35 @@ class AsyncAuditReader(
     ) -> Version[Any] | None:
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
         return await self._run(self.as_of_steps(model, key, when, schema))
+
+    async def select_as_of(
+        self,
+        model: type[Any],
+        when: dt.datetime,
+        *,
+        schema: str | None = None,
+        renamed: Renamed | None = None,
+        despite_gaps: bool = False,
+    ) -> Select[Any]:
+        """Build what :func:`pgaudit_ctx.select_as_of` does, once the trail is seen to know it.
+
+        Args:
+            model: A mapped class.
+            when: An aware datetime.
+            schema: Another schema than the model's.
+            renamed: Columns that had another name before: old column → attribute.
+            despite_gaps: Also if changes before ``when`` are missing.
+
+        Returns:
+            The select, for any session of the destination.
+
+        Raises:
+            HistoryUnknown: Before capture began, or after a gap.
+            NotCaptured: If the table was never captured.
+            SourceAmbiguous: If several sources hold the table and none was named.
+        """
+        steps = self.select_as_of_steps(model, when, schema, renamed, despite_gaps=despite_gaps)
+        return await self._run(steps)
 
     async def changes(
         self,

@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from pgaudit_ctx.errors import MissingExtra, NotConfigured, UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.mapped import shape_of
+from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
 from pgaudit_ctx.reading.reader import AuditReader
+from pgaudit_ctx.reading.shape import Renamed
+from pgaudit_ctx.reading.table_as_of import select_table
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import ContextKeys, Version
 from pgaudit_ctx.urls import sqlalchemy_url
@@ -192,3 +194,39 @@ def select_changes(
     shape = shape_of(model, schema)
     printed = None if key is None else shape.key(key, shape.key_columns)
     return changes_of(shape, printed, context_keys, given)
+
+
+def select_as_of(
+    model: type[Any],
+    when: dt.datetime,
+    *,
+    source: str | None = None,
+    schema: str | None = None,
+    renamed: Renamed | None = None,
+) -> Select[Any]:
+    """Build a select of a whole table as it stood at a moment, for any session of the destination.
+
+    It has one column for each attribute, with the model's types, and gives plain rows: no entities,
+    nothing to flush. ``where()``, ``order_by()``, ``join()`` and the like take the model's own
+    attributes, ``where(Patient.name == "Ann")``. A row that left no trace by then is not in it, and
+    a select cannot say that the trail does not know: ``reader.select_as_of()`` asks first.
+
+    Args:
+        model: A mapped class; a polymorphic one gives the attributes it has itself.
+        when: An aware datetime.
+        source: Which source; needed only where several hold the table (the server then refuses).
+        schema: Another schema than the model's.
+        renamed: Columns that had another name before: old column → attribute.
+
+    Returns:
+        A ``Select`` of the rows whose last change by then, in commit order, left them there.
+
+    Raises:
+        NaiveDatetime: If ``when`` has no time zone.
+        UsageError: If the model is no mapped class.
+        Unsupported: If this version cannot rebuild the mapping.
+    """
+    if _configured is not None:
+        source = source or _configured.source
+        schema = schema or _configured.schema
+    return select_table(mapped_shape(model, schema, renamed), when, source=source)

@@ -37,6 +37,15 @@ class _Place(NamedTuple):
     convert: Convert
 
 
+class LiveColumn(NamedTuple):
+    """A column of the live table, the attribute it has, and the names it is stored under."""
+
+    column: Column[Any]
+    table: Table
+    attribute: str
+    names: Sequence[str]
+
+
 class ModelShape(Generic[M]):
     """A mapped class; a record of a polymorphic one is an instance of the class its row says.
 
@@ -52,11 +61,12 @@ class ModelShape(Generic[M]):
         self.label = mapper.class_.__name__
         self._mapper = mapper
         self._schema = schema
+        self._renamed = renamed or {}
         self._mappers = list(_of_one_identity(mapper))
         self._sql_tables = self._find_tables()
         self.tables: Sequence[Table] = tuple(self._named(table) for table in self._sql_tables)
-        self._places = {m: tuple(self._places_of(m, dict(renamed or {}))) for m in self._mappers}
-        self._check_renamed(renamed or {})
+        self._places = {m: tuple(self._places_of(m)) for m in self._mappers}
+        self._check_renamed()
         discriminator = mapper.polymorphic_on
         self._discriminator = (
             (self._image_column(discriminator), converter(discriminator.type))
@@ -104,7 +114,7 @@ class ModelShape(Generic[M]):
     def _qualified(table: Table, column: str) -> str:
         return ".".join((*table, column))
 
-    def _places_of(self, mapper: Mapper[Any], renamed: dict[str, str]) -> Iterator[_Place]:
+    def _places_of(self, mapper: Mapper[Any]) -> Iterator[_Place]:
         earlier: list[_Place] = []
         for prop in mapper.column_attrs:
             if prop.key.startswith("_sa_"):
@@ -113,18 +123,22 @@ class ModelShape(Generic[M]):
                 if not (isinstance(column, Column) and column.table in self._sql_tables):
                     continue
                 convert = converter(column.type)
-                yield _Place(self._image_column(column), prop.key, convert)
-                names = [old for old, new in renamed.items() if new in {prop.key, column.name}]
-                noted = column.info.get(RENAMED_FROM, ())
-                names += [noted] if isinstance(noted, str) else noted
+                now, *before = self._stored_names(column, prop)
+                yield _Place(self._image_column(column, now), prop.key, convert)
                 earlier += [
-                    _Place(self._image_column(column, old), prop.key, convert) for old in names
+                    _Place(self._image_column(column, old), prop.key, convert) for old in before
                 ]
         yield from earlier
 
-    def _check_renamed(self, renamed: Renamed) -> None:
+    def _stored_names(self, column: Column[Any], prop: ColumnProperty[Any]) -> Sequence[str]:
+        """Give the names a column has and had."""
+        told = [old for old, new in self._renamed.items() if new in {prop.key, column.name}]
+        noted = column.info.get(RENAMED_FROM, ())
+        return [column.name, *told, *([noted] if isinstance(noted, str) else noted)]
+
+    def _check_renamed(self) -> None:
         columns = {column.name for table in self._sql_tables for column in table.columns}
-        refuse_unknown(self.label, set(renamed.values()), self._attributes() | columns)
+        refuse_unknown(self.label, set(self._renamed.values()), self._attributes() | columns)
 
     def _attributes(self) -> set[str]:
         return {place.attribute for places in self._places.values() for place in places}
@@ -260,6 +274,40 @@ class ModelShape(Generic[M]):
         )
         return list(dict.fromkeys(found))
 
+    def own_tables(self) -> Sequence[Table]:
+        """Give the tables that each record of this very class has a row in."""
+        own = {mapper.local_table for mapper in self._mapper.iterate_to_root()}
+        pairs = zip(self._sql_tables, self.tables, strict=True)
+        return [named for table, named in pairs if table in own]
+
+    def live_columns(self) -> Iterator[LiveColumn]:
+        """Give the columns of the class's own attributes."""
+        own = self.own_tables()
+        for prop in self._mapper.column_attrs:
+            if prop.key.startswith("_sa_"):
+                continue
+            for column in prop.columns:
+                if isinstance(column, Column) and column.table in self._sql_tables:
+                    table = self._named(column.table)
+                    if table in own:
+                        yield LiveColumn(column, table, prop.key, self._stored_names(column, prop))
+
+    def one_of_several(self) -> tuple[LiveColumn, Sequence[Any]] | None:
+        """Give the discriminator and its values, if the tables hold other classes too."""
+        column = self._mapper.polymorphic_on
+        if (
+            self._mapper.inherits is None
+            or self._mapper.concrete
+            or not (isinstance(column, Column) and column.table in self._sql_tables)
+        ):
+            return None
+        values = [
+            mapper.polymorphic_identity
+            for mapper in self._mappers
+            if mapper.polymorphic_identity is not None
+        ]
+        return LiveColumn(column, self._named(column.table), "", [column.name]), values
+
     def known(self, fields: Sequence[Field]) -> frozenset[str]:
         """Refuse attributes that the model does not have."""
         names = {self._attribute(field_name(field)) for field in fields}
@@ -318,6 +366,19 @@ def shape_of(model: Any, schema: str | None, renamed: Renamed | None = None) -> 
             f"{getattr(model, '__name__', type(model).__name__)}"
         )
     return ModelShape(mapper, schema, renamed)
+
+
+def mapped_shape(model: Any, schema: str | None, renamed: Renamed | None = None) -> ModelShape[Any]:
+    """Describe a mapped class, for what a bare table cannot do.
+
+    Raises:
+        UsageError: If it is none.
+        Unsupported: If this version cannot rebuild the mapping.
+    """
+    shape = shape_of(model, schema, renamed)
+    if not isinstance(shape, ModelShape):
+        raise UsageError(f"this needs a mapped class, whose types it takes, not {shape.label}")
+    return shape
 
 
 def _of_one_identity(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Executable, func, inspect, select
+from sqlalchemy import Executable, Select, func, inspect, select
 from sqlalchemy.exc import ProgrammingError
 
 from pgaudit_ctx.errors import DestinationNotReady, UsageError
@@ -17,8 +17,9 @@ from pgaudit_ctx.reading import query
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.extent import Extent, extent_of
 from pgaudit_ctx.reading.history import History, HistoryFilters, check_filters, choose, version_at
-from pgaudit_ctx.reading.mapped import shape_of
+from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
 from pgaudit_ctx.reading.shape import ANY_SCHEMA, Renamed, Shape
+from pgaudit_ctx.reading.table_as_of import check_whole_table, select_table
 from pgaudit_ctx.reading.timeline import build_trail
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import ContextKeys, Trail, Version
@@ -121,6 +122,22 @@ class Verbs(Generic[D]):
         query.aware(when, "when")
         trail = yield from self._trail(self._shape(model, schema, renamed), key)
         return version_at(trail, when)
+
+    def select_as_of_steps(
+        self,
+        model: Any,
+        when: dt.datetime,
+        schema: str | None,
+        renamed: Renamed | None,
+        *,
+        despite_gaps: bool,
+    ) -> Steps[Select[Any]]:
+        """Give the steps of ``select_as_of``."""
+        query.aware(when, "when")
+        shape = mapped_shape(model, schema or self.schema, renamed)
+        extent = yield from self._extent(shape)
+        check_whole_table(shape, extent, when, despite_gaps=despite_gaps)
+        return select_table(shape, when, extent=extent)
 
     def changes_steps(
         self, model: Any, key: Any, limit: int | None, filters: ChangeFilters

@@ -59,6 +59,12 @@ def converter(type_: TypeEngine[Any]) -> Convert:
     return convert
 
 
+def base_type(type_: TypeEngine[Any]) -> Any:
+    """Give the type PostgreSQL knows, without decorators and domains."""
+    base = _base(type_.dialect_impl(_DIALECT))
+    return base_type(base.data_type) if isinstance(base, postgresql.DOMAIN) else base
+
+
 def _base(type_: Any) -> Any:
     while isinstance(type_, sqltypes.TypeDecorator):
         type_ = type_.impl_instance
@@ -250,7 +256,7 @@ def stored_text(type_: TypeEngine[Any], value: Any, name: str) -> str:
 
 def is_document(type_: TypeEngine[Any]) -> bool:
     """Whether values of a type are JSON documents."""
-    return isinstance(_base(type_.dialect_impl(_DIALECT)), sqltypes.JSON)
+    return isinstance(base_type(type_), sqltypes.JSON)
 
 
 def _misfit(name: str, type_: TypeEngine[Any], value: Any) -> str:
