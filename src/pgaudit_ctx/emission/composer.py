@@ -62,15 +62,13 @@ class Composer:
             ContextRequired: If a context is required and there is none.
             ContextInvalid: If it does not fit the model.
         """
-        text = self._compose()
+        scope = current_scope()
+        text = scope.text if scope is not None and self._plain else self._compose(scope)
         for observe in observers:
             observe(text, statement)
         return text
 
-    def _compose(self) -> str:
-        scope = current_scope()
-        if scope is not None and self._plain:
-            return scope.text
+    def _compose(self, scope: Scope | None) -> str:
         if self._require_context and (scope is None or not scope.merged):
             raise ContextRequired(
                 "a write without context, on an engine installed with require_context=True. "
