@@ -1,6 +1,7 @@
 """Connections of the worker's side, and what PostgreSQL's refusals mean in plain words."""
 
-from typing import Any, Final
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -9,7 +10,19 @@ from psycopg.conninfo import conninfo_to_dict
 from pgaudit_ctx.errors import AuditError, ConnectionFailed, DatabaseError, UsageError
 from pgaudit_ctx.urls import libpq_url
 
+_T = TypeVar("_T")
+
 _VERSION_WITH_TRANSACTION_TIMEOUT: Final = 17_00_00
+# A peer that has vanished is noticed within a minute, from either end, whatever the kernel's
+# defaults are; libpq's names and the server's.
+_NOTICE_LOST_PEER: Final = {
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+}
+# SQLSTATE classes whose messages may quote values.
+_QUOTING: Final = frozenset({"22", "23", "44", "P0"})
 FIXED_SETTINGS: Final = {
     "DateStyle": "ISO",
     "TimeZone": "UTC",
@@ -24,11 +37,43 @@ FIXED_SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
+    "tcp_keepalives_idle": "20",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+    "tcp_user_timeout": "40000",
 }
 """Session settings under which we work and values are printed, whatever the defaults are."""
 
 
-def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any, ...]]:
+def _nothing() -> None:
+    pass
+
+
+class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
+    """Calls ``meanwhile`` several times a second while it waits for its server.
+
+    A server may take minutes to answer, for a lock or for its disk; what must go on is done then.
+    """
+
+    meanwhile: Callable[[], None] = staticmethod(_nothing)
+
+    def wait(self, gen: Generator[Any, Any, _T], *args: Any, **options: Any) -> _T:
+        """Do what psycopg does, and ``meanwhile`` whenever nothing has come for a while."""
+        return super().wait(self._noticing(gen), *args, **options)
+
+    def _noticing(self, gen: Generator[Any, Any, _T]) -> Generator[Any, Any, _T]:
+        try:
+            awaited = next(gen)
+            while True:
+                ready = yield awaited
+                if not ready:
+                    self.meanwhile()
+                awaited = gen.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # the generator's own result
+
+
+def connect(url: str, place: str, **extra: Any) -> PatientConnection:
     """Connect in autocommit mode, with UTF-8 and the fixed settings.
 
     Args:
@@ -57,17 +102,18 @@ def connect(url: str, place: str, **extra: Any) -> psycopg.Connection[tuple[Any,
     parameters = {
         "application_name": f"pgaudit_ctx {place}",
         "connect_timeout": 10,
+        **_NOTICE_LOST_PEER,
         **{name: value for name, value in given.items() if value is not None},
         **extra,
         "client_encoding": "UTF8",
         "options": " ".join(options),
     }
     try:
-        connection = psycopg.connect(autocommit=True, **parameters)
+        connection = PatientConnection.connect(autocommit=True, **parameters)
+        if connection.info.server_version >= _VERSION_WITH_TRANSACTION_TIMEOUT:
+            connection.execute("SET transaction_timeout = 0")
     except psycopg.OperationalError as error:
         raise ConnectionFailed(_why_no_connection(error, place, given)) from None
-    if connection.info.server_version >= _VERSION_WITH_TRANSACTION_TIMEOUT:
-        connection.execute("SET transaction_timeout = 0")
     return connection
 
 
@@ -108,13 +154,15 @@ def refusal(error: psycopg.Error, doing: str) -> AuditError:
         An error to raise, with SQLSTATE and, where there is one, constraint and primary message.
     """
     diag = error.diag
-    state = diag.sqlstate or "no SQLSTATE"
+    state = diag.sqlstate
+    if state is None:
+        return ConnectionFailed(f"cannot {doing}: {' '.join(str(error).split())}")
     if isinstance(error, errors.InsufficientPrivilege):
         return DatabaseError(
             f"cannot {doing}: {diag.message_primary} (SQLSTATE {state}). Remedy: run it as the "
             "owner or as a superuser, or have the missing right granted"
         )
-    if isinstance(error, errors.DataError | errors.IntegrityError):
+    if state[:2] in _QUOTING:
         named = f", constraint {diag.constraint_name}" if diag.constraint_name else ""
         return DatabaseError(f"cannot {doing}: SQLSTATE {state}{named}")
     said = diag.message_primary or " ".join(str(error).split())

@@ -13,7 +13,8 @@ or passwords::
      │    └── NoOpenScope         ``bind_context`` outside of any ``audit_context``
      ├── ProtocolError            bytes that are not what the replication protocol says
      ├── DatabaseError            a server that refuses or lacks something
-     │    ├── ConnectionFailed    no connection could be made
+     │    ├── ConnectionFailed    no connection could be made, or one was lost
+     │    ├── ChangeRefused       the destination refuses to store a change, whenever it is tried
      │    ├── SourceNotReady      the source lacks a setting, a right, a slot or a publication
      │    │    ├── SlotMissing
      │    │    └── SlotBusy
@@ -87,7 +88,11 @@ class DatabaseError(AuditError):
 
 
 class ConnectionFailed(DatabaseError):
-    """No connection could be made."""
+    """No connection could be made, or it was lost."""
+
+
+class ChangeRefused(DatabaseError):
+    """The destination refuses a change itself: to try it again would not help."""
 
 
 class SourceNotReady(DatabaseError):

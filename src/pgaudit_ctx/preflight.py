@@ -1,6 +1,7 @@
 """What is checked and written down before a capture goes on: both ends, and that they fit."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -16,11 +17,15 @@ from pgaudit_ctx.destination.schema import Connection, check_schema
 from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady, UsageError
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source, refuse_filters
+from pgaudit_ctx.source.stream import slot_busy
 from pgaudit_ctx.wal.filters import Filters
 from pgaudit_ctx.wal.lsn import format_lsn
 
 log = logging.getLogger(__name__)
 
+# How long a process may still read the slot after its worker, and how often that is looked at.
+_LINGER_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.02
 _OWN_TRAIL: Final = (
     "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
 )
@@ -124,6 +129,19 @@ def begin_capture(
         destination, name, checkpoint.epoch, *position, options.publication, covered, excluded
     )
     return checkpoint
+
+
+def refuse_busy(source: Connection, slot: str) -> None:
+    """Refuse a slot that another process reads; one that has just ended is given a moment.
+
+    Raises:
+        SlotBusy: Naming the process.
+    """
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while (state := catalog.read_slot(source, slot)) is not None and state.active_pid is not None:
+        if time.monotonic() >= deadline:
+            raise slot_busy(slot, f"the server's process with PID {state.active_pid}")
+        time.sleep(_LOOK_SECONDS)
 
 
 def apply_filters(

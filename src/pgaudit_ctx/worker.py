@@ -1,10 +1,12 @@
 """The only loop: stream → decode → stitch → sink → acknowledge.
 
 Changes and checkpoint are committed together in the destination, and only then is the slot told.
-So a crash anywhere means that something is sent again, and the checkpoint says what to skip.
+So a crash anywhere means that something is sent again, and the checkpoint says what to skip. A
+worker that loses an end is ended; :mod:`pgaudit_ctx.supervisor` makes the next one.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -13,13 +15,16 @@ from typing import Final, NamedTuple
 import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
+from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination.careful import CarefulSink
 from pgaudit_ctx.destination.coverage import keys_at_checkpoint
 from pgaudit_ctx.destination.schema import attach_ahead, check_schema
 from pgaudit_ctx.destination.sink import Sink
-from pgaudit_ctx.preflight import WorkerOptions, begin_capture
+from pgaudit_ctx.preflight import WorkerOptions, begin_capture, refuse_busy
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.keys import KeyHistory
 from pgaudit_ctx.source.stream import ReplicationStream
+from pgaudit_ctx.stop import StopRequest
 from pgaudit_ctx.wal.encodings import codec_for
 from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_starts
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
@@ -31,7 +36,11 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES: Final = 32 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 300.0
+HEARTBEAT_BYTES: Final = 16 * 2**20
 _IDLE_SECONDS: Final = 10.0
+# So long the rest of a transaction is waited for when a stop was asked for; then it is dropped.
+_STOP_SECONDS: Final = 5.0
 # So long nothing may come before what has come is stored; a busy walsender pauses for less.
 _LULL_SECONDS: Final = 0.005
 _CATCH_UP_SECONDS: Final = 0.05
@@ -45,20 +54,27 @@ class Progress(NamedTuple):
     bytes: int
     transactions: int
     end_lsn: int
+    rejected: int = 0
 
 
 class Worker:
-    """Captures one source into one destination until it is told to stop.
+    """Captures one source into one destination, until it is told to stop or loses an end.
 
     Args:
         options: Both URLs, and the names.
+        stop: Tells it to stop; by default a request of its own.
+        careful_until: What the destination refuses before this position is kept in ``rejected``;
+            the worker ends where everything before it is stored.
 
     Raises:
         AuditError: From the constructor if either end is not ready.
     """
 
-    def __init__(self, options: WorkerOptions) -> None:
+    def __init__(
+        self, options: WorkerOptions, *, stop: StopRequest | None = None, careful_until: int = 0
+    ) -> None:
         with ExitStack() as opened:
+            self._stop = opened.enter_context(StopRequest()) if stop is None else stop
             self._source = opened.enter_context(closing(connect(options.source, "source")))
             self._destination = opened.enter_context(
                 closing(connect(options.destination, "destination"))
@@ -66,20 +82,26 @@ class Worker:
             self.name = options.name or self._source.info.dbname
             try:
                 check_schema(self._destination)
-                self._keys = KeyHistory(keys_at_checkpoint(self._destination, self.name))
-                self._checkpoint = begin_capture(self._source, self._destination, options)
+                refuse_busy(self._source, options.slot)
+                self._checkpoint = self._begin_capture(options)
+                self._sink = self._make_sink(careful=careful_until > 0)
+                self._stream = opened.enter_context(
+                    ReplicationStream(options.source, options.slot, options.publication, self._stop)
+                )
+                self._probe = catalog.read_position(self._source)
             except psycopg.Error as error:
                 raise refusal(error, "prepare the capture") from None
-            self._sink = Sink(self._destination, self.name, self._checkpoint.epoch)
-            encoding = self._source.info.parameter_status("server_encoding") or ""
-            self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
-            self._stream = opened.enter_context(
-                ReplicationStream(options.source, options.slot, options.publication)
-            )
             # All is well: close() ends them from here on.
             self._opened = opened.pop_all()
-        self._probe = catalog.read_position(self._source)
-        self._stopping = False
+        self._slot = options.slot
+        encoding = self._source.info.parameter_status("server_encoding") or ""
+        self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
+        self._careful_until = careful_until
+        self._give_up_at = math.inf
+        self.streaming = False
+        """Whether the source has begun to send."""
+        self.reached = 0
+        """The commit position of the last transaction that has begun to arrive."""
         self._target: int | None = None
         self._stored_lsn = self._checkpoint.end_lsn
         self._pending: Commit | None = None
@@ -92,11 +114,29 @@ class Worker:
         self._heard = Keepalive(0, 0, reply_requested=False)
         self._stored_at = time.monotonic()
         self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
+        self._slot_moved_at = time.monotonic()
+        self._slot_looked_at = time.monotonic()
+        self._restart_lsn = 0
+
+    def _begin_capture(self, options: WorkerOptions) -> ledger.Checkpoint:
+        """Make the checks, end what an earlier worker left, and take the checkpoint as it is then."""
+        while True:
+            self._keys = KeyHistory(keys_at_checkpoint(self._destination, self.name))
+            checkpoint = begin_capture(self._source, self._destination, options)
+            ledger.hold_trail(self._destination, self.name)
+            if ledger.read_checkpoint(self._destination, self.name) == checkpoint:
+                return checkpoint
+
+    def _make_sink(self, *, careful: bool) -> Sink:
+        epoch, end_lsn = self._checkpoint.epoch, self._checkpoint.end_lsn
+        # A destination that cannot be written to is noticed here, before the source is bothered.
+        ledger.advance_checkpoint(self._destination, self.name, epoch, end_lsn=end_lsn, time=None)
+        kind = CarefulSink if careful else Sink
+        return kind(self._destination, self.name, epoch)
 
     def stop(self) -> None:
         """Ask the loop to finish its batch and return; safe to call from a signal handler."""
-        self._stopping = True
-        self._stream.wake()
+        self._stop.make()
 
     def close(self) -> None:
         """Close all connections; what was not committed will be captured again."""
@@ -106,6 +146,11 @@ class Worker:
     def progress(self) -> Progress:
         """What has been stored since the start."""
         return self._progress._replace(end_lsn=self._stored_lsn)
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether the checkpoint has moved since the start."""
+        return self._stored_lsn > self._checkpoint.end_lsn
 
     def run(
         self,
@@ -125,7 +170,8 @@ class Worker:
         Raises:
             SlotBusy: If another process reads the slot.
             ConnectionFailed: If either end is lost.
-            DatabaseError: If the destination refuses.
+            ChangeRefused: If the destination refuses a change itself.
+            DatabaseError: If either end refuses for another reason.
         """
         try:
             self._run(until_caught_up, on_batch)
@@ -137,21 +183,18 @@ class Worker:
         if until_caught_up:
             self._probe = catalog.read_position(self._source)
             self._target = last_record_end(self._probe.lsn)
-        self._stream.start(self._checkpoint.end_lsn)
-        log.info(
-            "capturing %s from %s into epoch %d",
-            self.name,
-            format_lsn(self._checkpoint.end_lsn),
-            self._checkpoint.epoch,
-        )
+        self._start()
         while not self._finished():
             self._sink.advance()
             if not self._sink.committing:
                 self._finish(on_batch)
+            self._report()
             if frames := self._stream.read():
                 self._take(frames, on_batch)
             elif self._inside or self._underway:
-                self._stream.wait(_IDLE_SECONDS, self._sink.awaited)
+                self._stream.wait(
+                    _STOP_SECONDS if self._stop else _IDLE_SECONDS, self._sink.awaited
+                )
             elif self._pending:
                 if not self._stream.wait(_LULL_SECONDS):
                     self._store(on_batch)
@@ -164,9 +207,29 @@ class Worker:
             self._store(on_batch)
         self._finish(on_batch)
 
+    def _start(self) -> None:
+        self._stream.start(self._checkpoint.end_lsn)
+        self.streaming = True
+        for connection in (self._source, self._destination):
+            connection.meanwhile = self._report
+        log.info(
+            "capturing %s from %s into epoch %d",
+            self.name,
+            format_lsn(self._checkpoint.end_lsn),
+            self._checkpoint.epoch,
+        )
+
     def _finished(self) -> bool:
-        caught_up = self._target is not None and self._stored_lsn >= self._target
-        return self._stopping or caught_up
+        if self._stop:
+            # The batch is finished first, unless its last transaction takes too long to come.
+            self._give_up_at = min(self._give_up_at, time.monotonic() + _STOP_SECONDS)
+            return not self._inside or time.monotonic() >= self._give_up_at
+        if self._careful_until:
+            return self._stored_lsn >= self._careful_until
+        return self._target is not None and self._stored_lsn >= self._target
+
+    def _report(self) -> None:
+        self._stream.report(self._stored_lsn)
 
     def _describe(self, relation: Relation) -> TableFacts | None:
         return catalog.describe(self._source, self._keys, relation)
@@ -195,7 +258,7 @@ class Worker:
                 self._sink.write(ready)
                 ready.clear()
                 self._end(message, on_batch)
-                if self._stopping:
+                if self._stop:
                     return
         if ready:
             self._sink.write(ready)
@@ -204,6 +267,7 @@ class Worker:
         self._inside = True
         for relation in self._keys.begin(transaction.final_lsn):
             self._stitcher.receive(transaction.final_lsn, relation)
+        self.reached = transaction.final_lsn
         if self._sink.needs_partition(transaction):
             self._store(on_batch)
             self._finish(on_batch)
@@ -233,7 +297,11 @@ class Worker:
             return
         self._finish(on_batch)
         self._underway = Progress(
-            self._sink.rows, self._sink.bytes, self._transactions, commit.end_lsn
+            self._sink.rows,
+            self._sink.bytes,
+            self._transactions,
+            commit.end_lsn,
+            self._sink.rejected,
         )
         self._sink.start_commit(
             end_lsn=commit.end_lsn,
@@ -283,9 +351,28 @@ class Worker:
             self._stream.acknowledge(self._stored_lsn, reply_requested=True)
             self._stream.wait(_CATCH_UP_SECONDS)
         self._keep_up()
+        self._beat()
 
     def _keep_up(self) -> None:
         """Now and then do what a long run needs; only while no COPY is open."""
         if time.monotonic() >= self._upkeep_at:
             self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
             attach_ahead(self._destination)
+
+    def _beat(self) -> None:
+        """Write a heartbeat if the slot keeps much of the log and has not moved for long.
+
+        Keepalives move what is acknowledged. From where on the log is kept moves with transactions
+        that are decoded, and a source where nothing is written has none.
+        """
+        now = time.monotonic()
+        if now - self._slot_looked_at < HEARTBEAT_SECONDS / 10:
+            return
+        self._slot_looked_at = now
+        restart_lsn, retained = catalog.read_retained(self._source, self._slot)
+        if restart_lsn != self._restart_lsn:
+            self._restart_lsn, self._slot_moved_at = restart_lsn, now
+        elif now - self._slot_moved_at >= HEARTBEAT_SECONDS and retained >= HEARTBEAT_BYTES:
+            self._slot_moved_at = now
+            catalog.emit_heartbeat(self._source)
+            log.debug("wrote a heartbeat: the slot keeps %d bytes of the log", retained)

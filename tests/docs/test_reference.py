@@ -29,10 +29,17 @@ def sections(page: str) -> dict[str, str]:
     return found
 
 
+def parameters(name: str) -> list:
+    """Those of a command, or of all commands below it."""
+    command = COMMANDS[name]
+    below = getattr(command, "commands", {}).values()
+    return [parameter for one in (command, *below) for parameter in one.params]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_documented_with_all_its_options_and_their_variables(name: str) -> None:
     section = sections("cli.md")[name]
-    for parameter in COMMANDS[name].params:
+    for parameter in parameters(name):
         if parameter.param_type_name == "argument":
             assert f"`{parameter.name.upper()}" in section, parameter.name
             continue
@@ -46,7 +53,7 @@ def test_no_command_and_no_option_is_documented_that_does_not_exist() -> None:
     documented = sections("cli.md")
     assert set(documented) == set(COMMANDS)
     for name, section in documented.items():
-        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        known = {option for parameter in parameters(name) for option in parameter.opts}
         rows = re.findall(r"^\| `(--[\w-]+)", section, flags=re.MULTILINE)
         assert set(rows) <= known | {"--help"}, name
 

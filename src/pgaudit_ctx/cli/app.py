@@ -8,6 +8,7 @@ from pgaudit_ctx import __version__
 from pgaudit_ctx.cli.demo import demo
 from pgaudit_ctx.cli.options import out
 from pgaudit_ctx.cli.read import history, log
+from pgaudit_ctx.cli.rejected import app as rejected
 from pgaudit_ctx.cli.setup import setup
 from pgaudit_ctx.cli.work import worker
 
@@ -38,3 +39,4 @@ def _main(
 
 for command in (setup, worker, log, history, demo):
     app.command()(command)
+app.add_typer(rejected)

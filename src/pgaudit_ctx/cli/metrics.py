@@ -32,6 +32,7 @@ def serve_metrics(port: int, source: str) -> Callable[[Progress], None]:
     changes = gauge("captured_changes", "Changes stored since the worker was started.")
     size = gauge("captured_bytes", "Bytes sent to the destination since then.")
     transactions = gauge("captured_transactions", "Transactions stored since then.")
+    rejected = gauge("rejected_changes", "Changes that the destination refused since then.")
     position = gauge("stored_lsn", "Everything before this position is stored.")
     stored = gauge("last_stored_timestamp_seconds", "When that was last moved, by our clock.")
     try:
@@ -46,6 +47,7 @@ def serve_metrics(port: int, source: str) -> Callable[[Progress], None]:
         changes.set(progress.changes)
         size.set(progress.bytes)
         transactions.set(progress.transactions)
+        rejected.set(progress.rejected)
         position.set(progress.end_lsn)
         stored.set_to_current_time()
 

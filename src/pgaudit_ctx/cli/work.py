@@ -10,8 +10,9 @@ from pgaudit_ctx.cli import filters, options
 from pgaudit_ctx.cli.metrics import serve_metrics
 from pgaudit_ctx.cli.options import err, needed
 from pgaudit_ctx.preflight import WorkerOptions
+from pgaudit_ctx.supervisor import Supervisor
 from pgaudit_ctx.wal.lsn import format_lsn
-from pgaudit_ctx.worker import Progress, Worker
+from pgaudit_ctx.worker import Progress
 
 
 def worker(
@@ -34,6 +35,10 @@ def worker(
             "--until-caught-up",
             help="Stop once everything is stored that was committed before the start.",
         ),
+    ] = False,
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="Wait while another worker reads the slot, then take over."),
     ] = False,
     metrics_port: Annotated[
         int | None,
@@ -64,7 +69,7 @@ def worker(
             hash_key,
         ),
     )
-    running = Worker(chosen)
+    running = Supervisor(chosen, standby=standby)
     on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -80,6 +85,11 @@ def worker(
         for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
         running.close()
+    if progress.rejected:
+        err.print(
+            f"[red]{progress.rejected:,} changes were refused by the destination[/red]: see "
+            "pgaudit-ctx rejected list"
+        )
     err.print(
         f"{running.name}: stored {progress.changes:,} changes of {progress.transactions:,} "
         f"transactions, complete up to {format_lsn(progress.end_lsn)}"

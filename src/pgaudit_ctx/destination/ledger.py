@@ -3,10 +3,13 @@
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 
+import psycopg
+
 from pgaudit_ctx.destination.schema import Connection
-from pgaudit_ctx.errors import PositionMismatch
+from pgaudit_ctx.errors import ConnectionFailed, PositionMismatch
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 
@@ -28,6 +31,17 @@ class Checkpoint(NamedTuple):
 IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "INDEX"}
 """``pg_class.relreplident`` in words."""
 
+_END_MILLISECONDS: Final = 10_000
+_TRAIL_LOCK: Final = "hashtext('pgaudit_ctx.capture'), hashtext(%s)"
+# pg_locks shows the two numbers of an advisory lock as unsigned.
+_END_HOLDER: Final = """
+    SELECT pg_terminate_backend(l.pid, %s)
+    FROM pg_locks l, (SELECT hashtext('pgaudit_ctx.capture') AS one, hashtext(%s) AS other) k
+    WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.pid <> pg_backend_pid()
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.classid::bigint = k.one::bigint & 4294967295
+        AND l.objid::bigint = k.other::bigint & 4294967295"""
+
 
 def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
     """Read how far a source is captured; ``None`` before its first capture."""
@@ -40,6 +54,32 @@ def read_checkpoint(connection: Connection, source: str) -> Checkpoint | None:
         return None
     slot, epoch, commit_lsn, end_lsn, *identity = row
     return Checkpoint(slot, epoch, parse_lsn(commit_lsn), parse_lsn(end_lsn), *identity)
+
+
+def hold_trail(connection: Connection, source: str) -> None:
+    """Be the only session that stores a source's changes, for as long as this one lasts.
+
+    A session that an earlier worker left behind may still be about to commit. Whoever reads the
+    slot is the worker, so it is ended: what it did is in the checkpoint then, or will never be.
+
+    Args:
+        connection: To the destination, in autocommit mode.
+        source: The source's name.
+
+    Raises:
+        ConnectionFailed: If it cannot be ended now.
+    """
+    for turn in range(2):
+        row = connection.execute(f"SELECT pg_try_advisory_lock({_TRAIL_LOCK})", [source]).fetchone()
+        if row is not None and row[0]:
+            return
+        if turn == 0:
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                connection.execute(_END_HOLDER, [_END_MILLISECONDS, source])
+    raise ConnectionFailed(
+        f"another session of the destination still stores changes of {source!r}. Remedy: if it "
+        "does not end by itself, end it: it is the one that holds an advisory lock in pg_locks"
+    )
 
 
 def other_name(

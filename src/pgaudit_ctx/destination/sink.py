@@ -13,11 +13,10 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.errors import error_from_result
 
-from pgaudit_ctx.connection import refusal
+from pgaudit_ctx.connection import PatientConnection, refusal
 from pgaudit_ctx.destination.copy_format import COLUMNS, HEADER, TRAILER, RowEncoder
 from pgaudit_ctx.destination.ledger import advance_checkpoint
-from pgaudit_ctx.destination.schema import Connection
-from pgaudit_ctx.errors import AuditError
+from pgaudit_ctx.errors import AuditError, ChangeRefused
 from pgaudit_ctx.wal.pgoutput import Begin
 from pgaudit_ctx.wal.stitcher import CapturedChange
 
@@ -28,6 +27,10 @@ _COPY: Final = sql.SQL("BEGIN; COPY pgaudit_ctx.changes ({}) FROM STDIN (FORMAT 
 _CHUNK: Final = 64 * 2**10
 # So many chunks may wait for the server before we wait for it; a part of the memory we may use.
 _MAX_UNSENT: Final = 128
+# How often the connection's ``meanwhile`` is called while the server keeps us waiting.
+_MEANWHILE_SECONDS: Final = 0.1
+# SQLSTATE classes of what is wrong with a row: its data, a constraint, a limit, a trigger's own.
+_OF_THE_ROW: Final = frozenset({"22", "23", "44", "54", "P0"})
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 _ENSURE: Final = """
@@ -46,7 +49,7 @@ class Sink:
         epoch: The epoch that is being captured.
     """
 
-    def __init__(self, connection: Connection, source: str, epoch: int) -> None:
+    def __init__(self, connection: PatientConnection, source: str, epoch: int) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._copy = _COPY.as_bytes(connection)
@@ -57,11 +60,13 @@ class Sink:
         self._rows: list[bytes] = []
         self._rows_size = 0
         self._unsent: deque[bytes] = deque()
+        self._opening: Iterator[int] | None = None
         self._underway: Iterator[int] | None = None
         self._awaited = 0
         self._covered = (0, 0)
         self.rows = 0
         self.bytes = 0
+        self.rejected = 0
         connection.execute("SET synchronous_commit = on")
 
     def begin(self, transaction: Begin) -> None:
@@ -104,7 +109,8 @@ class Sink:
             commit_lsn: Of the last transaction that is stored; ``None`` if there is no new one.
 
         Raises:
-            DatabaseError: If the destination refuses; nothing is stored then.
+            ChangeRefused: If the destination refuses a change itself; nothing is stored then.
+            DatabaseError: If it refuses or cannot do it now; nothing is stored then either.
         """
         self.start_commit(end_lsn=end_lsn, time=time, commit_lsn=commit_lsn)
         self.finish()
@@ -148,6 +154,12 @@ class Sink:
                 if self._awaited:
                     return
                 self._underway = None
+            if self._unsent and not self._copying:
+                self._opening = self._opening or self._open()
+                self._awaited = next(self._opening, 0)
+                if self._awaited:
+                    return
+                self._opening = None
             self._awaited = 0 if self._push(self._unsent) else _WRITE
         except psycopg.Error as error:
             raise self._refused(error) from None
@@ -160,7 +172,8 @@ class Sink:
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(*self.awaited)
-            selector.select()
+            while not selector.select(_MEANWHILE_SECONDS):
+                self._connection.meanwhile()
         self.advance()
 
     def _cut(self) -> None:
@@ -175,12 +188,6 @@ class Sink:
         while self._pgconn.flush() == 0:
             if not chunks:
                 return True
-            if not self._copying:
-                result = self._pgconn.exec_(self._copy)
-                if result.status != pq.ExecStatus.COPY_IN:
-                    raise error_from_result(result)
-                self._copying = True
-                self._pgconn.put_copy_data(HEADER)
             self._pgconn.put_copy_data(chunks.popleft())
         return False
 
@@ -188,8 +195,11 @@ class Sink:
         self, chunks: deque[bytes], end_lsn: int, time: int | None, commit_lsn: int | None
     ) -> Iterator[int]:
         """Commit step by step; gives the event without which it cannot go on."""
-        copied = self._copying or bool(chunks)
+        opening, self._opening = self._opening, None
+        copied = self._copying or opening is not None or bool(chunks)
         if copied:
+            if not self._copying:
+                yield from opening or self._open()
             chunks.append(TRAILER)
             while not self._push(chunks):
                 yield _WRITE
@@ -208,22 +218,30 @@ class Sink:
             self._pgconn.send_query(b"COMMIT")
             yield from self._answer()
 
+    def _open(self) -> Iterator[int]:
+        """Begin a transaction and its COPY step by step, like :meth:`_commit`."""
+        self._pgconn.send_query(self._copy)
+        yield from self._answer()
+        self._copying = True
+        self._pgconn.put_copy_data(HEADER)
+
     def _answer(self) -> Iterator[int]:
+        """Take the results of what was sent, up to the last or to the one that waits for rows."""
         pgconn = self._pgconn
         while pgconn.flush() != 0:
             yield _WRITE
-        results = []
+        failed = None
         while True:
             while pgconn.is_busy():
                 yield _READ
                 pgconn.consume_input()
             result = pgconn.get_result()
-            if result is None:
+            if result is None or result.status == pq.ExecStatus.COPY_IN:
                 break
-            results.append(result)
-        for result in results:
             if result.status != pq.ExecStatus.COMMAND_OK:
-                raise error_from_result(result)
+                failed = failed or result
+        if failed is not None:
+            raise error_from_result(failed)
 
     def _attach_partition(self, committed_at: int) -> None:
         try:
@@ -234,4 +252,10 @@ class Sink:
         self._covered = row
 
     def _refused(self, error: psycopg.Error) -> AuditError:
-        return refusal(error, "store changes in the destination")
+        refused = refusal(error, "store changes in the destination")
+        return ChangeRefused(str(refused)) if is_of_the_row(error) else refused
+
+
+def is_of_the_row(error: psycopg.Error) -> bool:
+    """Say whether a refusal is about the row, so that the same row would be refused again."""
+    return (error.sqlstate or "")[:2] in _OF_THE_ROW

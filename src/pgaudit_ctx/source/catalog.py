@@ -206,6 +206,21 @@ def read_slot(connection: Connection, slot: str) -> SlotState | None:
     return SlotState(plugin, database, active_pid, parse_lsn(confirmed_flush or "0/0"), wal_status)
 
 
+def read_retained(connection: Connection, slot: str) -> tuple[int, int]:
+    """Say from which position on the slot keeps the log, and how many bytes that is by now."""
+    row = connection.execute(
+        "SELECT restart_lsn::text, (pg_current_wal_insert_lsn() - restart_lsn)::bigint"
+        " FROM pg_replication_slots WHERE slot_name = %s AND restart_lsn IS NOT NULL",
+        [slot],
+    ).fetchone()
+    return (0, 0) if row is None else (parse_lsn(row[0]), row[1])
+
+
+def emit_heartbeat(connection: Connection) -> None:
+    """Commit a transaction that changes nothing, for the slot to move past what came before it."""
+    connection.execute("SELECT pg_logical_emit_message(true, 'pgaudit_ctx.heartbeat', '')")
+
+
 def count_large_objects(connection: Connection) -> int:
     """Count the large objects, whose changes no publication can carry."""
     row = connection.execute("SELECT count(*) FROM pg_largeobject_metadata").fetchone()

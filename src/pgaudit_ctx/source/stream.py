@@ -5,9 +5,7 @@ Parameters". libpq's blocking ``PQgetCopyData`` would hold the GIL, so only the 
 is used.
 """
 
-import contextlib
 import selectors
-import socket
 import time
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +15,7 @@ from psycopg import pq, sql
 
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import ConnectionFailed, SlotBusy, SlotMissing, SourceNotReady
+from pgaudit_ctx.stop import StopRequest
 from pgaudit_ctx.wal.frames import standby_status
 from pgaudit_ctx.wal.lsn import format_lsn
 
@@ -30,6 +29,11 @@ _POSTGRES_EPOCH: Final = 946_684_800
 _OBJECT_IN_USE: Final = "55006"
 _UNDEFINED_OBJECT: Final = "42704"
 _NOT_IN_STATE: Final = "55000"
+# SQLSTATE classes of what ends by itself: connection, resources, an operator or the system.
+_PASSING: Final = frozenset({"", "08", "53", "57", "58"})
+# The server is told this often at least how far we are, as libpq's own receivers do.
+_REPORT_SECONDS: Final = 10.0
+_TIMEOUT: Final = "SELECT setting::int FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
 
 class ReplicationStream:
@@ -39,12 +43,15 @@ class ReplicationStream:
         url: The source's URL.
         slot: The logical replication slot.
         publication: The publication whose tables are sent.
+        stop: Ends a :meth:`wait` when it is made.
 
     Raises:
         ConnectionFailed: If no replication connection can be made.
     """
 
-    def __init__(self, url: str, slot: str, publication: str) -> None:
+    def __init__(
+        self, url: str, slot: str, publication: str, stop: StopRequest | None = None
+    ) -> None:
         self._slot = slot
         self._publication = publication
         self._connection = connect(url, "source", replication="database")
@@ -53,10 +60,12 @@ class ReplicationStream:
         self._skipped: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
-        self._waker, self._wakeable = socket.socketpair()
-        for end in (self._waker, self._wakeable):
-            end.setblocking(False)
-        self._selector.register(self._wakeable, selectors.EVENT_READ)
+        self._stop = stop
+        if stop is not None:
+            self._selector.register(stop, selectors.EVENT_READ)
+        (timeout,) = self._connection.execute(_TIMEOUT).fetchone() or (0,)
+        self._report_seconds = min(_REPORT_SECONDS, timeout / 3000 or _REPORT_SECONDS)
+        self._report_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -72,8 +81,6 @@ class ReplicationStream:
     def close(self) -> None:
         """End the walsender; what was not acknowledged will be sent again."""
         self._selector.close()
-        self._waker.close()
-        self._wakeable.close()
         self._connection.close()
 
     def create_temporary_slot(self) -> None:
@@ -104,6 +111,7 @@ class ReplicationStream:
         Raises:
             SlotMissing: If there is no such slot.
             SlotBusy: If another process reads it.
+            ConnectionFailed: If the server cannot do it now.
             SourceNotReady: If the server refuses for another reason.
         """
         publications = '"' + self._publication.replace('"', '""') + '"'
@@ -117,19 +125,18 @@ class ReplicationStream:
             raise self._refused(result)
         self._pgconn.nonblocking = 1
 
-    def _refused(self, result: pq.abc.PGresult) -> SourceNotReady:
+    def _refused(self, result: pq.abc.PGresult) -> SourceNotReady | ConnectionFailed:
         state = _field(result, pq.DiagnosticField.SQLSTATE)
         said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
         if state == _OBJECT_IN_USE:
-            return SlotBusy(
-                f"the slot {self._slot!r} is being read by another process: {said}. Remedy: stop "
-                "that worker (SELECT pg_terminate_backend(pid) ends one that hangs), or give this "
-                "one a slot of its own with --slot"
-            )
+            return slot_busy(self._slot, said)
         if state == _UNDEFINED_OBJECT:
             return SlotMissing(
                 f"the slot {self._slot!r} cannot be read: {said}. Remedy: run pgaudit-ctx setup"
             )
+        if state[:2] in _PASSING:
+            said = said or " ".join(self._pgconn.get_error_message().split())
+            return ConnectionFailed(f"the source cannot stream now: {said}")
         return SourceNotReady(f"the source refuses to stream: {said} (SQLSTATE {state})")
 
     def read(self) -> list[bytes]:
@@ -163,8 +170,13 @@ class ReplicationStream:
         # What has just been read is dropped, and will be sent again.
         result = pgconn.get_result()
         said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
-        if _field(result, pq.DiagnosticField.SQLSTATE) == _UNDEFINED_OBJECT:
+        state = _field(result, pq.DiagnosticField.SQLSTATE)
+        if state == _UNDEFINED_OBJECT:
             raise SourceNotReady(self._without_publication(said))
+        if state[:2] not in _PASSING:
+            raise SourceNotReady(
+                f"the source cannot send what comes now: {said} (SQLSTATE {state})"
+            )
         raise ConnectionFailed(f"the source ended the stream: {said or 'it is shutting down'}")
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -181,7 +193,7 @@ class ReplicationStream:
         )
 
     def wait(self, timeout: float, beside: tuple[int, int] = (-1, 0)) -> bool:
-        """Wait until something has arrived, :meth:`wake` is called, or the time is over.
+        """Wait until something has arrived, a stop is asked for, or the time is over.
 
         Args:
             timeout: Seconds.
@@ -196,15 +208,18 @@ class ReplicationStream:
         ready = self._selector.select(timeout)
         if events:
             self._selector.unregister(socket_beside)
-        for key, _ in ready:
-            if key.fileobj is self._wakeable:
-                self._wakeable.recv(4096)
+        if self._stop:
+            self._stop.noticed()
         return bool(ready)
 
-    def wake(self) -> None:
-        """End a :meth:`wait` that is under way; safe to call from a signal handler."""
-        with contextlib.suppress(BlockingIOError):  # it is about to wake up anyway
-            self._waker.send(b"\0")
+    def report(self, flushed: int) -> None:
+        """Do what :meth:`acknowledge` does if the server has not heard of us for a while.
+
+        Else it would take us for dead, after its ``wal_sender_timeout``, while the destination
+        keeps us waiting.
+        """
+        if time.monotonic() >= self._report_at:
+            self.acknowledge(flushed)
 
     def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None:
         """Tell the server up to where everything is stored durably.
@@ -216,6 +231,16 @@ class ReplicationStream:
         now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
         self._pgconn.put_copy_data(standby_status(flushed, now, reply_requested=reply_requested))
         self._pgconn.flush()
+        self._report_at = time.monotonic() + self._report_seconds
+
+
+def slot_busy(slot: str, said: str) -> SlotBusy:
+    """Explain a slot that another process reads; ``said`` names its process id."""
+    return SlotBusy(
+        f"the slot {slot!r} is being read by another process: {said}. Remedy: stop that worker "
+        "(SELECT pg_terminate_backend(pid) ends one that hangs), let this one wait for it with "
+        "--standby, or give this one a slot of its own with --slot"
+    )
 
 
 def _field(result: pq.abc.PGresult | None, name: pq.DiagnosticField) -> str:
