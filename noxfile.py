@@ -86,6 +86,13 @@ def sqlalchemy_suite(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Bring about many faults: ``-- --rounds 20 --faults 30``."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "tests/faults", "-s", "-p", "no:randomly", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure capture beside a bare COPY; arguments go to the benchmark."""
     session.install("-e", ".[all]")

@@ -24,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="embedded",
         help="where the server comes from: the embedded wheel, this machine, or a container",
     )
+    group.addoption(
+        "--faults",
+        type=int,
+        default=12,
+        help="how many faults a round of tests/faults brings about",
+    )
+    group.addoption("--rounds", type=int, default=1, help="how many rounds, on new servers each")
+    group.addoption("--first-round", type=int, default=1, help="its number is the round's seed")
     group.addoption("--postgres-url", help="a superuser's URL of a server that runs already")
 
 

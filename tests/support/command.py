@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from support.database import Capture
@@ -37,14 +38,16 @@ def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Com
     )
 
 
-def start(*arguments: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, env: Mapping[str, str], stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start one command; the caller ends it."""
     return subprocess.Popen(
         command(*arguments),
         env=environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 

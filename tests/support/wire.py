@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server: it delays what passes, and counts the round trips.
+"""A TCP proxy in front of a server: it delays what passes, counts the round trips, and can be cut.
 
 ``with Link.before(database.url, delay=0.001) as link:`` stands before whatever that URL names;
 ``link.url(database.url)`` goes through it.
@@ -40,6 +40,8 @@ class Link:
         self._delay = delay
         self._lock = threading.Lock()
         self._trips = 0
+        self._until_cut: int | None = None
+        self.cuts = 0
         self._closing = False
         self._open: list[_Connection] = []
         self._listener = socket.create_server((_HERE, 0))
@@ -73,6 +75,11 @@ class Link:
         with self._lock:
             self._trips = 0
 
+    def cut_after(self, size: int) -> None:
+        """Cut the connection over which, from now on, byte number ``size`` passes, behind it."""
+        with self._lock:
+            self._until_cut = size
+
     def close(self) -> None:
         """End all connections, and take no more."""
         self._closing = True
@@ -105,15 +112,34 @@ class Link:
             except OSError:
                 client.close()
                 continue
-            self._open.append(_Connection(client, server, self._delay, self._count))
+            self._open.append(_Connection(client, server, self._delay, self._count, self._clip))
 
     def _connect(self) -> socket.socket:
         host, port = self._server
         if not host.startswith("/"):
             return socket.create_connection((host, port))
         server = socket.socket(socket.AF_UNIX)
-        server.connect(f"{host}/.s.PGSQL.{port}")
+        try:
+            server.connect(f"{host}/.s.PGSQL.{port}")
+        except OSError:
+            server.close()
+            raise
         return server
+
+    def _clip(self, data: bytes) -> tuple[bytes, bool]:
+        """Say how much of it still passes, and whether that was all."""
+        if self._until_cut is None:
+            return data, False
+        with self._lock:
+            if self._until_cut is None:
+                return data, False
+            if len(data) < self._until_cut:
+                self._until_cut -= len(data)
+                return data, False
+            data = data[: self._until_cut]
+            self._until_cut = None
+            self.cuts += 1
+            return data, True
 
     def _count(self) -> None:
         with self._lock:
@@ -129,8 +155,10 @@ class _Connection:
         server: socket.socket,
         delay: float,
         count: Callable[[], None],
+        clip: Callable[[bytes], tuple[bytes, bool]],
     ) -> None:
         self._ends = (client, server)
+        self._clip = clip
         self._delay = delay
         self._count = count
         self._was_answered = True
@@ -175,9 +203,18 @@ class _Connection:
                 data = end.recv(_CHUNK)
             except OSError:
                 data = b""
+            is_cut = False
             if data:
+                data, is_cut = self._clip(data)
                 note()
-            passing.put((time.monotonic() + self._delay, data))
+            if data:
+                passing.put((time.monotonic() + self._delay, data))
+            if is_cut:
+                data = b""
+                for one in self._ends:  # the other direction ends as well
+                    with suppress(OSError):
+                        one.shutdown(socket.SHUT_RD)
+        passing.put((time.monotonic() + self._delay, b""))
 
     def _send(self, end: socket.socket, passing: _Passing, note: Callable[[], None]) -> None:
         is_open = True
