@@ -119,7 +119,7 @@ class Worker:
         self._restart_lsn = 0
 
     def _begin_capture(self, options: WorkerOptions) -> ledger.Checkpoint:
-        """Make the checks, end what an earlier worker left, and take the checkpoint as it is then."""
+        """Make the checks, end what an earlier worker left, and see that it moved nothing."""
         while True:
             self._keys = KeyHistory(keys_at_checkpoint(self._destination, self.name))
             checkpoint = begin_capture(self._source, self._destination, options)
