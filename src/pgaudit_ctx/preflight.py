@@ -144,6 +144,29 @@ def refuse_busy(source: Connection, slot: str) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
+def require_capture(
+    source: Connection, destination: Connection, options: WorkerOptions
+) -> tuple[str, ledger.Checkpoint]:
+    """Give the source's name and its checkpoint; what asks for them needs a capture.
+
+    Raises:
+        DestinationNotReady: If the schema is missing or of another version.
+        PositionMismatch: If the trail of that name is another database's.
+        SourceNotReady: If the source is not captured.
+    """
+    check_schema(destination)
+    identity = catalog.read_identity(source)
+    name = options.name or identity.database
+    checkpoint = ledger.read_checkpoint(destination, name)
+    if checkpoint is None:
+        raise SourceNotReady(
+            f"the destination has no trail of {name!r} yet, so nothing would connect its rows with "
+            "what comes after. Remedy: run pgaudit-ctx setup, with --name if it has another name"
+        )
+    _refuse_other_database(checkpoint, identity, name, options)
+    return name, checkpoint
+
+
 def apply_filters(
     tables: Sequence[catalog.SourceTable],
     filters: Filters,

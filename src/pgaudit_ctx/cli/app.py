@@ -10,6 +10,7 @@ from pgaudit_ctx.cli.options import out
 from pgaudit_ctx.cli.read import history, log
 from pgaudit_ctx.cli.rejected import app as rejected
 from pgaudit_ctx.cli.setup import setup
+from pgaudit_ctx.cli.snapshot import snapshot
 from pgaudit_ctx.cli.work import worker
 
 app = typer.Typer(
@@ -37,6 +38,6 @@ def _main(
     """A complete audit trail for applications on SQLAlchemy and PostgreSQL."""
 
 
-for command in (setup, worker, log, history, demo):
+for command in (setup, worker, snapshot, log, history, demo):
     app.command()(command)
 app.add_typer(rejected)

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from pgaudit_ctx.destination.ledger import IDENTITIES
 from pgaudit_ctx.destination.schema import Connection
 from pgaudit_ctx.source.keys import KnownKey
-from pgaudit_ctx.wal.lsn import format_lsn
+from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 _EXCLUDED: Final = "excluded by a filter"
 _FILTER_CHANGED: Final = "another filter"
@@ -87,6 +87,18 @@ def filters_in_force(connection: Connection, source: str) -> dict[int, RecordedF
             " redacted FROM pgaudit_ctx.coverage JOIN pgaudit_ctx.checkpoints"
             " USING (source, epoch) WHERE source = %s ORDER BY relation_oid, from_lsn DESC",
             [source],
+        )
+    }
+
+
+def covered_since(connection: Connection, source: str, epoch: int) -> dict[int, int]:
+    """Give from which position on each table is captured, for those that are captured now."""
+    return {
+        oid: parse_lsn(lsn)
+        for oid, lsn in connection.execute(
+            "SELECT relation_oid, from_lsn::text FROM pgaudit_ctx.coverage"
+            " WHERE source = %s AND epoch = %s AND to_lsn IS NULL",
+            [source, epoch],
         )
     }
 

@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 
 from pgaudit_ctx.source.keys import KeyHistory, KnownKey
 from pgaudit_ctx.wal.lsn import parse_lsn
-from pgaudit_ctx.wal.pgoutput import Relation
+from pgaudit_ctx.wal.pgoutput import Column, Relation
 from pgaudit_ctx.wal.table import TableFacts
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -17,6 +17,7 @@ Connection: TypeAlias = psycopg.Connection[Any]
 _FIRST_USER_OID: Final = 16384
 _POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _VERSION_WITH_FILTERS: Final = 15_00_00
+_VERSION_WITH_GENERATED: Final = 18_00_00
 
 _KEY_COLUMNS: Final = """
     coalesce((
@@ -182,9 +183,48 @@ def describe(connection: Connection, keys: KeyHistory, relation: Relation) -> Ta
     oid, schema, name, key_columns, key_index, lsn = row
     now = KnownKey(key_index, tuple(key_columns))
     columns = keys.columns(relation, oid, now, parse_lsn(lsn))
+    return TableFacts(oid, schema, name, columns, _base_types(connection, relation))
+
+
+def read_relation(
+    connection: Connection, table: SourceTable, publication: str
+) -> tuple[Relation, TableFacts]:
+    """Describe a table as the server would in a Relation message, from its catalog of now.
+
+    Generated columns are left out where the publication does not send them.
+    """
+    generated = "false"
+    if connection.info.server_version >= _VERSION_WITH_GENERATED:
+        generated = (
+            "a.attgenerated = 's' AND EXISTS (SELECT FROM pg_publication"
+            " WHERE pubname = %(publication)s AND pubgencols = 's')"
+        )
+    columns = connection.execute(
+        "SELECT a.attname::text, a.atttypid, a.atttypmod FROM pg_attribute a"  # noqa: S608 - ours
+        " WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped"
+        f" AND (a.attgenerated = '' OR {generated}) ORDER BY a.attnum",
+        {"oid": table.oid, "publication": publication},
+    ).fetchall()
+    relation = Relation(
+        table.oid,
+        table.schema,
+        table.name,
+        table.identity,
+        tuple(Column(column, type_oid, modifier, True) for column, type_oid, modifier in columns),
+    )
+    facts = TableFacts(
+        table.oid,
+        table.schema,
+        table.name,
+        tuple(table.key_columns),
+        _base_types(connection, relation),
+    )
+    return relation, facts
+
+
+def _base_types(connection: Connection, relation: Relation) -> dict[int, int]:
     own_types = [c.type_oid for c in relation.columns if c.type_oid >= _FIRST_USER_OID]
-    base_types = dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
-    return TableFacts(oid, schema, name, columns, base_types)
+    return dict(connection.execute(_BASE_TYPES, [own_types]).fetchall()) if own_types else {}
 
 
 def read_tables(connection: Connection, publication: str) -> Sequence[SourceTable]:

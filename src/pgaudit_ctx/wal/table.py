@@ -111,6 +111,11 @@ class CapturedTable:
         self._key_set = frozenset(self._key)
         self._only_key = self._key[0] if len(self._key) == 1 else None
 
+    @property
+    def has_key(self) -> bool:
+        """Whether rows have a key that is stored."""
+        return bool(self._key)
+
     def key(self, values: Tuple) -> Key | None:
         """Give the primary key's values as PostgreSQL prints them, or ``None`` without a key."""
         if self._only_key is not None:
