@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from pgaudit_ctx.continuity import SourceFacts, judge
 from pgaudit_ctx.destination import ledger
 from pgaudit_ctx.destination.coverage import (
     CoveredTable,
@@ -18,6 +19,7 @@ from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady, Us
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source, refuse_filters
 from pgaudit_ctx.source.stream import slot_busy
+from pgaudit_ctx.source.timelines import read_history
 from pgaudit_ctx.wal.filters import Filters
 from pgaudit_ctx.wal.lsn import format_lsn
 
@@ -26,8 +28,10 @@ log = logging.getLogger(__name__)
 # How long a process may still read the slot after its worker, and how often that is looked at.
 _LINGER_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.02
-_OWN_TRAIL: Final = (
-    "Remedy: start a trail of its own with another --name and --slot; the old one stays readable"
+_WAYS_OUT: Final = (
+    "Remedy: check the URLs, and find out what happened. If what lies between is lost for good, "
+    "start the worker once with --accept-gap, which writes the gap down and goes on; or start a "
+    "trail of its own with another --name and --slot, and the old one stays readable"
 )
 
 
@@ -41,6 +45,7 @@ class WorkerOptions(NamedTuple):
         publication: The publication.
         name: What the source is called in the trail; its database name by default.
         filters: What is left out or blanked.
+        accept_gap: Write down a gap, and go on, where else the worker would refuse.
     """
 
     source: str
@@ -49,6 +54,7 @@ class WorkerOptions(NamedTuple):
     publication: str = "pgaudit_ctx"
     name: str | None = None
     filters: Filters = Filters()
+    accept_gap: bool = False
 
 
 def begin_capture(
@@ -84,16 +90,8 @@ def begin_capture(
     checkpoint = ledger.read_checkpoint(destination, name)
     if checkpoint is None:
         _refuse_other_name(destination, name, options.slot, identity)
-    else:
-        _refuse_other_database(checkpoint, identity, name, options)
-    slot = catalog.read_slot(source, options.slot)
-    if slot is None:
-        raise slot_missing(options.slot, name, checkpoint)
-    if slot.wal_status == "lost":
-        raise SlotMissing(
-            f"the server has invalidated the slot {options.slot!r} and discarded the log it kept "
-            f"(see max_slot_wal_keep_size). {_OWN_TRAIL}"
-        )
+    elif checkpoint.slot != options.slot:
+        raise _other_slot(checkpoint, name, options)
     publication = catalog.read_publication(source, options.publication)
     if publication is None:
         raise SourceNotReady(
@@ -102,6 +100,9 @@ def begin_capture(
     refuse_filters(publication, options.publication)
     position = catalog.read_position(source)
     if checkpoint is None:
+        slot = catalog.read_slot(source, options.slot)
+        if slot is None or slot.wal_status == "lost":
+            raise slot_missing(options.slot, name, None)
         # The slot came after the publication, so what is published now was published then.
         position = position._replace(lsn=slot.confirmed_flush)
         first = ledger.Checkpoint(
@@ -115,7 +116,8 @@ def begin_capture(
         )
         ledger.open_trail(destination, name, first, position.time)
         checkpoint = ledger.read_checkpoint(destination, name) or first
-    _refuse_slot_ahead(checkpoint, slot, options)
+    else:
+        checkpoint = _go_on(source, destination, options, name, checkpoint, identity, position)
     published = [
         table
         for table in catalog.read_tables(source, options.publication)
@@ -226,8 +228,68 @@ def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> 
         )
     return SlotMissing(
         f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot {slot!r} "
-        f"that kept the log from there on is gone: a new one would leave a hole. {_OWN_TRAIL}"
+        f"that kept the log from there on is gone: a new one would leave a hole. {_WAYS_OUT}"
     )
+
+
+def _go_on(
+    source: Connection,
+    destination: Connection,
+    options: WorkerOptions,
+    name: str,
+    checkpoint: ledger.Checkpoint,
+    identity: catalog.Identity,
+    position: catalog.Position,
+) -> ledger.Checkpoint:
+    """Give the checkpoint to go on from, after what is lost was accepted and written down."""
+    slot = catalog.read_slot(source, options.slot)
+    lost = slot is not None and slot.wal_status == "lost"
+    history = (
+        read_history(options.source, identity.timeline)
+        if identity.timeline != checkpoint.timeline
+        and identity.system_identifier == checkpoint.system_identifier
+        else {}
+    )
+    facts = SourceFacts(
+        identity.system_identifier,
+        identity.timeline,
+        history,
+        identity.database_oid,
+        position.lsn,
+        None if slot is None or lost else slot.confirmed_flush,
+        slot_lost=lost,
+    )
+    loss = judge(name, options.slot, checkpoint, facts)
+    if loss is None:
+        if identity.timeline != checkpoint.timeline:
+            ledger.follow_timeline(destination, name, identity.timeline)
+            log.info("%s goes on under timeline %d", name, identity.timeline)
+        return checkpoint._replace(timeline=identity.timeline)
+    if not options.accept_gap:
+        kind = SlotMissing if loss.needs_slot and not loss.new_epoch else PositionMismatch
+        raise kind(f"{loss.found}. {_WAYS_OUT}")
+    resumed = loss.to_lsn
+    if loss.needs_slot:
+        resumed = max(resumed, catalog.remake_slot(source, options.slot))
+    after = ledger.Checkpoint(
+        checkpoint.slot,
+        checkpoint.epoch + loss.new_epoch,
+        0 if loss.new_epoch else checkpoint.commit_lsn,
+        resumed,
+        *(identity.system_identifier, identity.timeline, identity.database_oid),
+    )
+    ledger.accept_loss(
+        destination,
+        name,
+        checkpoint,
+        after,
+        loss.cause,
+        catalog.read_position(source).time,
+        fork_lsn=loss.fork_lsn,
+        gap_from=loss.from_lsn if loss.is_gap(resumed) else None,
+    )
+    log.warning("%s; it was accepted, and is written down", loss.found)
+    return after
 
 
 def _refuse_other_name(
@@ -258,25 +320,13 @@ def _refuse_other_database(
             "URL, or give this database a name of its own with --name"
         )
     if checkpoint.slot != options.slot:
-        raise PositionMismatch(
-            f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
-            f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
-        )
-    if checkpoint.timeline != identity.timeline:
-        raise PositionMismatch(
-            f"the source {name!r} is on timeline {identity.timeline}, the trail on "
-            f"{checkpoint.timeline}: a standby was promoted. This version cannot prove that "
-            f"nothing was lost in between, so it does not go on. {_OWN_TRAIL}"
-        )
+        raise _other_slot(checkpoint, name, options)
 
 
-def _refuse_slot_ahead(
-    checkpoint: ledger.Checkpoint, slot: catalog.SlotState, options: WorkerOptions
-) -> None:
-    if slot.confirmed_flush > checkpoint.end_lsn:
-        raise PositionMismatch(
-            f"the slot {options.slot!r} has moved to {format_lsn(slot.confirmed_flush)}, but the "
-            f"trail holds everything only up to {format_lsn(checkpoint.end_lsn)}: what lies "
-            "between was never stored. Was the slot recreated or advanced, or the destination "
-            f"restored from a backup? Going on would leave a hole. {_OWN_TRAIL}"
-        )
+def _other_slot(
+    checkpoint: ledger.Checkpoint, name: str, options: WorkerOptions
+) -> PositionMismatch:
+    return PositionMismatch(
+        f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
+        f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
+    )

@@ -114,7 +114,9 @@ class Supervisor:
         if self._stop:
             return
         careful_until, self._careful_until = self._careful_until, 0
-        worker = Worker(self._options, stop=self._stop, careful_until=careful_until)
+        # What is lost later, while nobody looks, is not what somebody has accepted at the start.
+        options = self._options._replace(accept_gap=False) if self._has_run else self._options
+        worker = Worker(options, stop=self._stop, careful_until=careful_until)
         before = self._before
         try:
             worker.run(

@@ -40,6 +40,13 @@ def worker(
         bool,
         typer.Option("--standby", help="Wait while another worker reads the slot, then take over."),
     ] = False,
+    accept_gap: Annotated[
+        bool,
+        typer.Option(
+            "--accept-gap",
+            help="If something is lost by now, write the gap down and go on. For this start only.",
+        ),
+    ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -68,6 +75,7 @@ def worker(
             redact_column,
             hash_key,
         ),
+        accept_gap,
     )
     running = Supervisor(chosen, standby=standby)
     on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly

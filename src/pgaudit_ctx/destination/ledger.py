@@ -134,6 +134,101 @@ def open_trail(connection: Connection, source: str, first: Checkpoint, time: dt.
         )
 
 
+def follow_timeline(connection: Connection, source: str, timeline: int) -> None:
+    """Note that the source goes on under another timeline, with nothing lost."""
+    connection.execute(
+        "UPDATE pgaudit_ctx.checkpoints SET timeline = %s WHERE source = %s", [timeline, source]
+    )
+
+
+def accept_loss(
+    connection: Connection,
+    source: str,
+    before: Checkpoint,
+    after: Checkpoint,
+    cause: str,
+    time: dt.datetime,
+    *,
+    fork_lsn: int | None,
+    gap_from: int | None,
+) -> None:
+    """Write down that something is lost, and go on after it; all of it or nothing.
+
+    Args:
+        connection: To the destination, in autocommit mode.
+        source: The source's name.
+        before: Where the trail ends.
+        after: Where it goes on; in a new epoch if positions are not comparable any more.
+        cause: Why.
+        time: The source's clock now: until then something may be missing.
+        fork_lsn: Where a failover forked off that has undone what came after.
+        gap_from: Where the gap begins, in the epoch where it ends if there was a fork; ``None`` if
+            there is none.
+
+    Raises:
+        PositionMismatch: If the checkpoint is not what it was any more.
+    """
+    with connection.transaction():
+        if after.epoch != before.epoch:
+            connection.execute(
+                "INSERT INTO pgaudit_ctx.epochs (source, epoch, system_identifier, timeline,"
+                " from_lsn, fork_lsn, cause, clean) VALUES (%s, %s, %s, %s, %s, %s, %s, false)",
+                [
+                    source,
+                    after.epoch,
+                    after.system_identifier,
+                    after.timeline,
+                    format_lsn(after.end_lsn if fork_lsn is None else fork_lsn),
+                    None if fork_lsn is None else format_lsn(fork_lsn),
+                    cause,
+                ],
+            )
+        if gap_from is not None:
+            connection.execute(
+                "INSERT INTO pgaudit_ctx.gaps"
+                " (source, epoch, from_lsn, to_epoch, to_lsn, from_time, to_time, cause)"
+                " SELECT source, %s, %s, %s, %s, complete_at, greatest(complete_at, %s), %s"
+                " FROM pgaudit_ctx.checkpoints WHERE source = %s",
+                [
+                    before.epoch if fork_lsn is None else after.epoch,
+                    format_lsn(gap_from),
+                    after.epoch,
+                    format_lsn(after.end_lsn),
+                    time,
+                    cause,
+                    source,
+                ],
+            )
+        moved = connection.execute(
+            "UPDATE pgaudit_ctx.checkpoints SET epoch = %s, commit_lsn = %s, end_lsn = %s,"
+            " system_identifier = %s, timeline = %s, database_oid = %s,"
+            " updated_at = clock_timestamp()"
+            " WHERE source = %s AND epoch = %s AND end_lsn = %s",
+            [
+                after.epoch,
+                format_lsn(after.commit_lsn),
+                format_lsn(after.end_lsn),
+                after.system_identifier,
+                after.timeline,
+                after.database_oid,
+                source,
+                before.epoch,
+                format_lsn(before.end_lsn),
+            ],
+        )
+        if moved.rowcount != 1:
+            raise PositionMismatch(
+                f"the checkpoint of {source!r} has moved while a gap was to be written down: "
+                "another worker runs for this source. Remedy: stop it, and start this one again"
+            )
+        arguments = {
+            "source": source,
+            "from_lsn": format_lsn(before.end_lsn),
+            "to_lsn": format_lsn(after.end_lsn),
+        }
+        record_operation(connection, "worker --accept-gap", arguments, cause)
+
+
 def advance_checkpoint(
     connection: Connection,
     source: str,

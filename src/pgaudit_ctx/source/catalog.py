@@ -246,6 +246,22 @@ def read_slot(connection: Connection, slot: str) -> SlotState | None:
     return SlotState(plugin, database, active_pid, parse_lsn(confirmed_flush or "0/0"), wal_status)
 
 
+def remake_slot(connection: Connection, slot: str) -> int:
+    """Make a slot in place of one that is gone or has lost its log; give where it begins.
+
+    Waits for every transaction that is writing now, anywhere in the cluster.
+    """
+    connection.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+        [slot],
+    )
+    row = connection.execute(
+        "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')", [slot]
+    ).fetchone()
+    assert row is not None  # noqa: S101 - a function in FROM gives a row, or an error
+    return parse_lsn(row[0])
+
+
 def read_retained(connection: Connection, slot: str) -> tuple[int, int]:
     """Say from which position on the slot keeps the log, and how many bytes that is by now."""
     row = connection.execute(
@@ -294,10 +310,15 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
 
 
 def read_identity(connection: Connection) -> Identity:
-    """Say which database this is; needs PostgreSQL's control file functions, open to everyone."""
+    """Say which database this is, and which timeline it writes to.
+
+    Not the timeline of the control file, which is that of the last checkpoint: right after a
+    promotion it is the old one. The name of a file of the log begins with the current one.
+    """
     row = connection.execute(
-        "SELECT s.system_identifier, c.timeline_id, d.datname::text, d.oid"
-        " FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d"
+        "SELECT s.system_identifier,"
+        " ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int,"
+        " d.datname::text, d.oid FROM pg_control_system() s, pg_database d"
         " WHERE d.datname = current_database()"
     ).fetchone()
     assert row is not None  # noqa: S101 - the current database exists
