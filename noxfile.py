@@ -92,6 +92,13 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", "tests/faults", "-s", "-p", "no:randomly", *session.posargs)
 
 
+@nox.session(name="planted-bugs")
+def planted_bugs(session: nox.Session) -> None:
+    """Break the code on purpose, a guarantee at a time: a named test must fail each time."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("python", str(Path("tests", "planted_bugs", "run.py")), *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure capture beside a bare COPY; arguments go to the benchmark."""

@@ -374,5 +374,12 @@ class Worker:
             self._restart_lsn, self._slot_moved_at = restart_lsn, now
         elif now - self._slot_moved_at >= HEARTBEAT_SECONDS and retained >= HEARTBEAT_BYTES:
             self._slot_moved_at = now
-            catalog.emit_heartbeat(self._source)
-            log.debug("wrote a heartbeat: the slot keeps %d bytes of the log", retained)
+            try:
+                catalog.emit_heartbeat(self._source)
+            except psycopg.errors.InsufficientPrivilege:
+                log.warning(
+                    "the slot keeps %d bytes of the log, and this role may not write the message "
+                    "that would free them. Remedy: grant it EXECUTE on the function "
+                    "pg_logical_emit_message(boolean, text, text)",
+                    retained,
+                )

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_each_error_is_in_the_api_reference() -> None:
     for name, error in inspect.getmembers(errors, inspect.isclass):
         if issubclass(error, errors.AuditError):
             assert f"::: pgaudit_ctx.errors.{name}\n" in page, name
+
+
+def test_each_planted_bug_is_documented_with_its_test() -> None:
+    page = (ROOT / "docs" / "explanation" / "testing.md").read_text(encoding="utf-8")
+    planted = (ROOT / "tests" / "planted_bugs" / "bugs.toml").read_text(encoding="utf-8")
+    bugs = tomllib.loads(planted)["bug"]
+    rows = [f"| {bug['name']} | `{bug['test'].partition('::')[2]}` |" for bug in bugs]
+    assert rows == re.findall(r"^\| [^|`]+ \| `test_\w+` \|$", page, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("word", ["tamper-proof", "provably"])
