@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import redis
 
 from support.waiting import eventually
@@ -15,7 +16,8 @@ from support.waiting import eventually
 def running_redis() -> Iterator[str]:
     """Start a server that keeps nothing on disk; gives its URL."""
     program = shutil.which("redis-server")
-    assert program is not None, "redis-server is not installed"
+    if program is None:
+        pytest.skip("no redis-server on this machine")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
