@@ -212,3 +212,12 @@ def test_a_readers_own_transaction_is_read_only_bounded_in_time_and_ended(
         assert connection.execute(text(idle + " AND datname = current_database()")).scalar() == 0
         assert connection.execute(text("SHOW transaction_read_only")).scalar() == "off"
     engine.dispose()
+
+
+def test_what_stands_before_a_position_is_the_next_page(reader: AuditReader) -> None:
+    everything = reader.changes()
+    pages, position = [], None
+    while page := reader.changes(older_than=position, limit=2):
+        pages += page
+        position = (page[-1].epoch, page[-1].commit_lsn, page[-1].ordinal)
+    assert [change.commit_lsn for change in pages] == [one.commit_lsn for one in everything]

@@ -52,6 +52,8 @@ class ChangeFilters(TypedDict, total=False):
         schema: Another schema than the model's.
         without_context: Only what nobody has explained.
         include_undone: Also what a failover has undone.
+        older_than: A position (epoch, commit_lsn, ordinal); only what stands before it. With that
+            of the last change of one page it gives the next, whatever is captured meanwhile.
     """
 
     user: Any
@@ -66,6 +68,7 @@ class ChangeFilters(TypedDict, total=False):
     schema: str | None
     without_context: bool
     include_undone: bool
+    older_than: tuple[int, str, int] | None
 
 
 def changes_of(
@@ -121,6 +124,13 @@ def _plain_conditions(filters: ChangeFilters) -> list[ColumnElement[bool]]:
         conditions.append(Change.committed_at < aware(until, "until"))
     if filters.get("without_context", False):
         conditions.append(Change.context.is_(None))
+    position = filters.get("older_than")
+    if position is not None:
+        columns = (Change.epoch, Change.commit_lsn, Change.ordinal)
+        values = (
+            literal(value, column.type) for value, column in zip(position, columns, strict=True)
+        )
+        conditions.append(tuple_(*columns) < tuple_(*values))
     if not filters.get("include_undone", False):
         conditions.append(not_undone())
     return conditions
