@@ -1,24 +1,35 @@
-"""A shop in Flask: one audit scope for each request, opened and closed by handlers of its own.
+"""A shop in Flask: requests and the tasks they send are attributed alike.
 
-PGAUDIT_CTX_SOURCE_URL=postgresql://app@localhost/shop flask --app app:create_app run
+    SQLALCHEMY_DATABASE_URI=postgresql+psycopg://app@localhost/shop \\
+    CELERY_BROKER_URL=redis://localhost flask --app app run
+    celery -A app:celery_app worker
+
+Beside it runs the worker of the trail: ``flask --app app pgaudit setup``, then ``flask --app app
+pgaudit worker``.
 """
 
 import os
-from contextlib import ExitStack
+from typing import Any
 
-from flask import Flask, g, request
-from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from celery import Celery, shared_task
+from flask import Flask, request
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from pgaudit_ctx import audit_context, bind_context, install
-from pgaudit_ctx.urls import sqlalchemy_url
+from pgaudit_ctx import audit_context, bind_context
+from pgaudit_ctx.integrations import celery as celery_audit
+from pgaudit_ctx.integrations.flask import PgAuditCtx
 
 
 class Base(DeclarativeBase):
     """The shop's declarative base."""
 
 
-class Article(Base):
+db = SQLAlchemy(model_class=Base)
+audit = PgAuditCtx(require_context=True)
+
+
+class Article(db.Model):
     """Something that is sold."""
 
     __tablename__ = "articles"
@@ -28,30 +39,70 @@ class Article(Base):
     in_stock: Mapped[int] = mapped_column(default=0)
 
 
-def create_app() -> Flask:
-    """Make the application from the environment."""
-    engine = create_engine(sqlalchemy_url(os.environ["PGAUDIT_CTX_SOURCE_URL"]))
-    install(engine)
-    app = Flask(__name__)
-    app.extensions["engine"] = engine
+@shared_task
+def reorder(article_id: int, number: int) -> None:
+    """Order an article again, in the name of whoever sold the last one."""
+    article = db.session.get_one(Article, article_id, with_for_update=True)
+    article.in_stock += number
+    db.session.commit()
+
+
+def create_app(config: dict[str, Any] | None = None) -> Flask:
+    """Make the application, configured by the environment unless told otherwise."""
+    app = Flask("shop")
+    app.config.from_mapping(
+        SQLALCHEMY_DATABASE_URI=os.environ.get("SQLALCHEMY_DATABASE_URI"),
+        CELERY={"broker_url": os.environ.get("CELERY_BROKER_URL")},
+    )
+    app.config.update(config or {})
+    db.init_app(app)
+    audit.init_app(app)
+    app.extensions["celery"] = make_celery(app)
 
     @app.before_request
-    def open_scope() -> None:
-        g.audit_scope = ExitStack()
-        g.audit_scope.enter_context(audit_context(method=request.method, path=request.path))
-        if "X-User" in request.headers:  # stands for your own authentication
+    def tell_user() -> None:
+        # Stands for your own authentication.
+        if "X-User" in request.headers:
             bind_context(user=request.headers["X-User"])
 
-    @app.teardown_request
-    def close_scope(_: BaseException | None) -> None:
-        g.pop("audit_scope", ExitStack()).close()
+    @app.post("/articles")
+    def add() -> dict[str, int]:
+        article = Article(name=request.form["name"], in_stock=int(request.form["in_stock"]))
+        db.session.add(article)
+        db.session.commit()
+        return {"id": article.id}
 
     @app.post("/articles/<int:article_id>/sold")
     def sell(article_id: int) -> dict[str, int]:
-        with Session(engine) as session, audit_context(reason="sold"):
-            article = session.get_one(Article, article_id, with_for_update=True)
+        with audit_context(reason="sold"):
+            article = db.session.get_one(Article, article_id, with_for_update=True)
             article.in_stock -= 1
-            session.commit()
-            return {"in_stock": article.in_stock}
+            left = article.in_stock
+            db.session.commit()
+        if left == 0:
+            with audit_context(reason="sold out"):
+                reorder.delay(article_id, 10)
+        return {"left": left}
 
     return app
+
+
+def make_celery(app: Flask) -> Celery:
+    """Make the Celery application; its tasks run in the context of the Flask application."""
+    celery_app = Celery(app.name)
+
+    class FlaskTask(celery_app.Task):  # type: ignore[name-defined, misc] # made by the application
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+            with app.app_context():
+                return self.run(*arguments, **keywords)
+
+    celery_app.Task = FlaskTask
+    celery_app.config_from_object(app.config["CELERY"])
+    celery_app.set_default()
+    celery_audit.install(celery_app)
+    return celery_app
+
+
+if "SQLALCHEMY_DATABASE_URI" in os.environ:  # as flask and celery run it
+    flask_app = create_app()
+    celery_app = flask_app.extensions["celery"]
