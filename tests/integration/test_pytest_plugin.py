@@ -417,30 +417,30 @@ def test_a_database_of_ones_own_is_captured_and_left_as_it_was(suite, source) ->
     assert source.execute(slots) == []
 
 
-def test_the_slots_of_parallel_processes_are_made_before_any_test_begins(suite, tmp_path) -> None:
-    # Each test keeps a transaction open that has written until the other one has begun as well,
-    # which it never would if it had to wait with its slot for that transaction.
+def test_a_process_of_xdist_makes_its_slot_before_any_test_begins(suite, server) -> None:
+    # To make a slot waits for whatever writes on the server; here somebody does throughout.
     result = suite(
-        f"""
-        import pathlib, time
-
-        @pytest.mark.parametrize(("mine", "other"), ["ab", "ba"])
-        def test_it(audit_session, audit_trail, mine, other):
-            audit_session.add(Patient(id=1, name="Ann"))
-            audit_session.flush()
-            place = pathlib.Path({str(tmp_path)!r})
-            (place / mine).touch()
-            deadline = time.monotonic() + 60
-            while not (place / other).exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            write(audit_session, user="a")
+        """
+        def test_it(audit_session, audit_trail):
+            write(audit_session, Patient(id=1, name="Ann"), user="a")
             assert len(audit_trail.changes()) == 1
         """,
-        "-n2",
-        subprocess=True,
+        "-p",
+        "no:xdist",
+        conftest=f"""
+        import psycopg
+
+        def pytest_configure(config):
+            config.workerinput = {{}}
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtestloop(session):
+            with psycopg.connect({server.url("postgres")!r}) as somebody:
+                somebody.execute("SELECT pg_current_xact_id()")
+                return (yield)
+        """,
     )
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=1)
 
 
 def test_nothing_is_left_on_the_server_that_was_named(suite, server) -> None:

@@ -109,21 +109,22 @@ class Tail:
         self.close()
 
     def _begin_capture(self) -> None:
-        # setup makes slots that stay; the one that goes on from there does not.
-        first = f"{self.name}_setup"
+        # As in setup: first the publication, then the slot, which decodes with what was there then,
+        # and only then the tables. But this slot is not one that stays.
+        bare = setup.SourceState(self._control.info.server_version, [], None, has_slot=True)
         try:
-            setup.run(self._control, first, self.name)
+            for step in setup.plan(bare, self.name, self.name).steps:
+                for statement in step.statements:
+                    self._control.execute(sql.SQL(statement))
             self._stream.create_temporary_slot()
+            self._stream.start(0)
+            self.publish_new_tables()
+        except psycopg.Error as error:
+            raise refusal(error, "make a publication") from None
         except BaseException:
+            self._stream.close()
             self._drop_publication()
             raise
-        finally:
-            self._control.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                " WHERE slot_name = %s",
-                [first],
-            )
-        self._stream.start(0)
 
     def close(self) -> None:
         """Drop what was made for the capture, and close both connections."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 TableName: TypeAlias = tuple[str, str]
 """Schema and name."""
 
+_PATIENCE_SECONDS: Final = 30
 _ASYNCHRONOUS: Final = frozenset({"asyncpg", "psycopg_async"})
 _EXISTING: Final = """
     SELECT c.oid, n.nspname::text, c.relname::text
@@ -66,11 +68,24 @@ def database_of_its_own(server: Server, given: str | None = None) -> Iterator[st
         yield server.url(name)
     finally:
         try:
-            with closing(connect(given or server.url("postgres"), "source")) as connection:
-                drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
-                connection.execute(drop.format(identifier))
+            _drop(given or server.url("postgres"), identifier)
         except (DatabaseError, psycopg.Error) as error:
             log.warning("the database %s is left behind: %s", name, error)
+
+
+def _drop(url: str, name: sql.Identifier) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    with closing(connect(url, "source")) as connection:
+        while True:
+            try:
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+            except psycopg.errors.ObjectInUse:
+                # Sessions and slots that have ended need a moment to be gone.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
 
 class AuditDatabase:
