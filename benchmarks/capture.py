@@ -102,6 +102,8 @@ class Recorded:
 
     def acknowledge(self, flushed: int, *, reply_requested: bool = False) -> None: ...
 
+    def report(self, flushed: int) -> None: ...
+
 
 def record(chosen: WorkerOptions, path: str) -> int:
     """Write the frames that wait in the slot to a file; give the position of the last commit."""

@@ -166,5 +166,5 @@ def refusal(error: psycopg.Error, doing: str) -> AuditError:
         named = f", constraint {diag.constraint_name}" if diag.constraint_name else ""
         return DatabaseError(f"cannot {doing}: SQLSTATE {state}{named}")
     said = diag.message_primary or " ".join(str(error).split())
-    hint = f". Remedy: {diag.message_hint}" if diag.message_hint else ""
+    hint = f". Remedy: {diag.message_hint.rstrip('.')}" if diag.message_hint else ""
     return DatabaseError(f"cannot {doing}: {said} (SQLSTATE {state}){hint}")
