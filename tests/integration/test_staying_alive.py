@@ -79,7 +79,7 @@ def test_the_checks_of_a_start_are_made_again_before_each_reconnection(capture: 
             end_connections(capture.source, "walsender")
             eventually(lambda: reader(capture) is None, "the worker has ended")
 
-    with pytest.raises(PositionMismatch, match="has moved"):
+    with pytest.raises(PositionMismatch, match="never stored"):
         set_the_checkpoint_back()
 
 
