@@ -58,6 +58,15 @@ def compat(session: nox.Session, sqlalchemy: str) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz what reads bytes, guided by coverage; arguments go to libFuzzer."""
+    session.install("-e", ".", "atheris>=3")
+    arguments = session.posargs or ["-max_total_time=900", "-print_final_stats=1"]
+    script = str(Path("tests", "fuzz", "fuzz_wal.py"))
+    session.run("python", script, *arguments, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and layers."""
     session.install("-e", ".[all]", *group("lint"))
