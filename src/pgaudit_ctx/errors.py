@@ -16,6 +16,7 @@ or passwords::
      │    ├── ConnectionFailed    no connection could be made, or one was lost
      │    ├── ChangeRefused       the destination refuses to store a change, whenever it is tried
      │    ├── SourceNotReady      the source lacks a setting, a right, a slot or a publication
+     │    │    ├── ChangeUnreadable
      │    │    ├── SlotMissing
      │    │    └── SlotBusy
      │    └── DestinationNotReady the destination lacks its schema or a right
@@ -97,6 +98,19 @@ class ChangeRefused(DatabaseError):
 
 class SourceNotReady(DatabaseError):
     """The audited database lacks a setting, a right, a slot or a publication."""
+
+
+class ChangeUnreadable(SourceNotReady):
+    """The source cannot decode what comes now: to try it again would not help.
+
+    Args:
+        message: What is wrong, and what to do.
+        commit_lsn: Where the commit record of the transaction starts; 0 if that is unknown.
+    """
+
+    def __init__(self, message: str, commit_lsn: int = 0) -> None:
+        super().__init__(message)
+        self.commit_lsn = commit_lsn
 
 
 class SlotMissing(SourceNotReady):

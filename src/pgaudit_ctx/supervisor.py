@@ -12,6 +12,7 @@ from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.destination.schema import check_schema
 from pgaudit_ctx.errors import (
     ChangeRefused,
+    ChangeUnreadable,
     DatabaseError,
     DestinationNotReady,
     SlotBusy,
@@ -56,6 +57,8 @@ class Supervisor:
         self._has_run = False
         self._done = False
         self._careful_until = 0
+        self._skip = 0
+        self._accepted_until = 0
         self._before = Progress(0, 0, 0, 0)
 
     def stop(self) -> None:
@@ -116,19 +119,27 @@ class Supervisor:
         careful_until, self._careful_until = self._careful_until, 0
         # What is lost later, while nobody looks, is not what somebody has accepted at the start.
         options = self._options._replace(accept_gap=False) if self._has_run else self._options
-        worker = Worker(options, stop=self._stop, careful_until=careful_until)
+        skip, self._skip = self._skip, 0
+        worker = Worker(options, stop=self._stop, careful_until=careful_until, skip=skip)
+        if options.accept_gap:
+            self._accepted_until = worker.began_at
         before = self._before
         try:
             worker.run(
                 until_caught_up=until_caught_up,
                 on_batch=lambda progress: on_batch(_sum(before, progress)),
             )
-            self._done = not careful_until
+            self._done = not careful_until and not skip
         except ChangeRefused as error:
             if careful_until:
                 raise
             log.warning("%s; the rows since the checkpoint are sorted out one by one", error)
             self._careful_until = worker.reached + 1
+        except ChangeUnreadable as error:
+            if not 0 < error.commit_lsn < self._accepted_until:
+                raise
+            log.warning("%s", error)
+            self._skip = error.commit_lsn
         except DatabaseError as error:
             self._has_run = self._has_run or worker.streaming
             if not (worker.has_stored and self._may_pass(error)):

@@ -5,6 +5,7 @@ So a crash anywhere means that something is sent again, and the checkpoint says 
 worker that loses an end is ended; :mod:`pgaudit_ctx.supervisor` makes the next one.
 """
 
+import datetime as dt
 import logging
 import math
 import time
@@ -20,8 +21,10 @@ from pgaudit_ctx.destination.careful import CarefulSink
 from pgaudit_ctx.destination.coverage import keys_at_checkpoint
 from pgaudit_ctx.destination.schema import attach_ahead, check_schema
 from pgaudit_ctx.destination.sink import Sink
+from pgaudit_ctx.errors import ChangeUnreadable
 from pgaudit_ctx.preflight import WorkerOptions, begin_capture, refuse_busy
 from pgaudit_ctx.source import catalog
+from pgaudit_ctx.source.catalog import POSTGRES_EPOCH
 from pgaudit_ctx.source.keys import KeyHistory
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.stop import StopRequest
@@ -65,13 +68,20 @@ class Worker:
         stop: Tells it to stop; by default a request of its own.
         careful_until: What the destination refuses before this position is kept in ``rejected``;
             the worker ends where everything before it is stored.
+        skip: The commit position of a transaction that the source cannot decode: it becomes a gap,
+            and the worker ends there.
 
     Raises:
         AuditError: From the constructor if either end is not ready.
     """
 
     def __init__(
-        self, options: WorkerOptions, *, stop: StopRequest | None = None, careful_until: int = 0
+        self,
+        options: WorkerOptions,
+        *,
+        stop: StopRequest | None = None,
+        careful_until: int = 0,
+        skip: int = 0,
     ) -> None:
         with ExitStack() as opened:
             self._stop = opened.enter_context(StopRequest()) if stop is None else stop
@@ -97,9 +107,13 @@ class Worker:
         encoding = self._source.info.parameter_status("server_encoding") or ""
         self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
         self._careful_until = careful_until
+        self._skip = skip
+        self.began_at = self._probe.lsn
+        """Where the source's log stood at the start."""
         self._give_up_at = math.inf
         self.streaming = False
         """Whether the source has begun to send."""
+        self._transaction = Begin(0, 0, 0)
         self.reached = 0
         """The commit position of the last transaction that has begun to arrive."""
         self._target: int | None = None
@@ -171,6 +185,7 @@ class Worker:
             SlotBusy: If another process reads the slot.
             ConnectionFailed: If either end is lost.
             ChangeRefused: If the destination refuses a change itself.
+            ChangeUnreadable: If the source cannot decode a change.
             DatabaseError: If either end refuses for another reason.
         """
         try:
@@ -189,7 +204,7 @@ class Worker:
             if not self._sink.committing:
                 self._finish(on_batch)
             self._report()
-            if frames := self._stream.read():
+            if frames := self._read():
                 self._take(frames, on_batch)
             elif self._inside or self._underway:
                 self._stream.wait(
@@ -224,9 +239,28 @@ class Worker:
             # The batch is finished first, unless its last transaction takes too long to come.
             self._give_up_at = min(self._give_up_at, time.monotonic() + _STOP_SECONDS)
             return not self._inside or time.monotonic() >= self._give_up_at
+        if self._skip and self._stored_lsn > self._skip:
+            return True
         if self._careful_until:
             return self._stored_lsn >= self._careful_until
         return self._target is not None and self._stored_lsn >= self._target
+
+    def _read(self) -> list[bytes]:
+        try:
+            return self._stream.read()
+        except ChangeUnreadable as error:
+            if not self._inside:
+                raise
+            when = POSTGRES_EPOCH + dt.timedelta(microseconds=self._transaction.committed_at)
+            raise ChangeUnreadable(
+                f"the transaction {self._transaction.xid}, committed at {when:%Y-%m-%d %H:%M:%S} "
+                f"UTC at {format_lsn(self.reached)}, cannot be decoded: {error}. A row of it is "
+                "larger as text than the 1 GB that PostgreSQL can handle at once, so no attempt "
+                "will succeed, and the slot keeps the log until it is passed. Remedy: start the "
+                "worker once with --accept-gap, which writes this one transaction down as a gap "
+                "and goes on",
+                self.reached,
+            ) from None
 
     def _report(self) -> None:
         self._stream.report(self._stored_lsn)
@@ -253,6 +287,9 @@ class Worker:
                 continue
             ready += receive(position, message)
             if type(message) is Begin:
+                if message.final_lsn == self._skip:
+                    self._leave_out(message, on_batch)
+                    return
                 self._begin(message, on_batch)
             elif type(message) is Commit:
                 self._sink.write(ready)
@@ -267,6 +304,7 @@ class Worker:
         self._inside = True
         for relation in self._keys.begin(transaction.final_lsn):
             self._stitcher.receive(transaction.final_lsn, relation)
+        self._transaction = transaction
         self.reached = transaction.final_lsn
         if self._sink.needs_partition(transaction):
             self._store(on_batch)
@@ -275,6 +313,30 @@ class Worker:
             self._full_at = self._sink.bytes + MAX_BATCH_BYTES
             self._late_at = time.monotonic() + MAX_BATCH_SECONDS
         self._sink.begin(transaction)
+
+    def _leave_out(self, transaction: Begin, on_batch: Callable[[Progress], None]) -> None:
+        """Store what came before a transaction, and write it down as a gap."""
+        self._store(on_batch)
+        self._finish(on_batch)
+        before = ledger.read_checkpoint(self._destination, self.name) or self._checkpoint
+        # A transaction is sent if its commit record starts at the checkpoint or after it.
+        after = before._replace(end_lsn=transaction.final_lsn + 1)
+        ledger.accept_loss(
+            self._destination,
+            self.name,
+            before,
+            after,
+            f"transaction {transaction.xid} could not be decoded",
+            POSTGRES_EPOCH + dt.timedelta(microseconds=transaction.committed_at),
+            fork_lsn=None,
+            gap_from=transaction.final_lsn,
+        )
+        log.warning(
+            "left out the transaction %d at %s, which cannot be decoded, and wrote down the gap",
+            transaction.xid,
+            format_lsn(transaction.final_lsn),
+        )
+        self._acknowledge(after.end_lsn)
 
     def _end(self, transaction: Commit, on_batch: Callable[[Progress], None]) -> None:
         self._inside = False

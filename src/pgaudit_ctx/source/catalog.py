@@ -15,7 +15,8 @@ from pgaudit_ctx.wal.table import TableFacts
 Connection: TypeAlias = psycopg.Connection[Any]
 
 _FIRST_USER_OID: Final = 16384
-_POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+"""From which the protocol counts microseconds."""
 _VERSION_WITH_FILTERS: Final = 15_00_00
 _VERSION_WITH_GENERATED: Final = 18_00_00
 
@@ -162,7 +163,7 @@ class Position(NamedTuple):
     @property
     def microseconds(self) -> int:
         """The time as the protocol counts: microseconds since 2000-01-01 UTC."""
-        return (self.time - _POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
+        return (self.time - POSTGRES_EPOCH) // dt.timedelta(microseconds=1)
 
 
 def describe(connection: Connection, keys: KeyHistory, relation: Relation) -> TableFacts | None:

@@ -14,7 +14,13 @@ import psycopg
 from psycopg import pq, sql
 
 from pgaudit_ctx.connection import connect
-from pgaudit_ctx.errors import ConnectionFailed, SlotBusy, SlotMissing, SourceNotReady
+from pgaudit_ctx.errors import (
+    ChangeUnreadable,
+    ConnectionFailed,
+    SlotBusy,
+    SlotMissing,
+    SourceNotReady,
+)
 from pgaudit_ctx.stop import StopRequest
 from pgaudit_ctx.wal.frames import standby_status
 from pgaudit_ctx.wal.lsn import format_lsn
@@ -58,6 +64,7 @@ class ReplicationStream:
         self._pgconn = self._connection.pgconn
         self._connection.add_notice_handler(self._notice)
         self._skipped: str | None = None
+        self._ended = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
         self._stop = stop
@@ -144,7 +151,10 @@ class ReplicationStream:
 
         Raises:
             ConnectionFailed: If the server ended the stream or the connection is lost.
+            ChangeUnreadable: If the server cannot decode what comes now.
         """
+        if self._ended:
+            raise self._why_ended()
         pgconn, get = self._pgconn, self._pgconn.get_copy_data
         frames: list[bytes] = []
         total = reads = size = 0
@@ -165,19 +175,22 @@ class ReplicationStream:
             raise ConnectionFailed(
                 f"the connection to the source was lost: {' '.join(str(error).split())}"
             ) from None
-        if size >= 0:
-            return frames
-        # What has just been read is dropped, and will be sent again.
-        result = pgconn.get_result()
+        self._ended = size < 0
+        if self._ended and not frames:
+            raise self._why_ended()
+        return frames
+
+    def _why_ended(self) -> SourceNotReady | ConnectionFailed:
+        result = self._pgconn.get_result()
         said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
         state = _field(result, pq.DiagnosticField.SQLSTATE)
         if state == _UNDEFINED_OBJECT:
-            raise SourceNotReady(self._without_publication(said))
+            return SourceNotReady(self._without_publication(said))
         if state[:2] not in _PASSING:
-            raise SourceNotReady(
+            return ChangeUnreadable(
                 f"the source cannot send what comes now: {said} (SQLSTATE {state})"
             )
-        raise ConnectionFailed(f"the source ended the stream: {said or 'it is shutting down'}")
+        return ConnectionFailed(f"the source ended the stream: {said or 'it is shutting down'}")
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         # PostgreSQL 18 only warns and skips the rows, where older versions fail.
@@ -228,6 +241,8 @@ class ReplicationStream:
             flushed: That position; the server may discard the log before it.
             reply_requested: Ask for a keepalive at once.
         """
+        if self._ended:
+            return  # what came before the end is still stored; the next start tells the slot
         now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
         self._pgconn.put_copy_data(standby_status(flushed, now, reply_requested=reply_requested))
         self._pgconn.flush()
