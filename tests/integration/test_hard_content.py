@@ -184,3 +184,17 @@ def test_a_table_that_took_the_name_of_a_dropped_one_has_its_own_key(blank: Capt
     first, second = blank.changes()
     assert (first.primary_key, second.primary_key) == (["1"], ["8"])
     assert first.relation_oid != second.relation_oid
+
+
+def test_domains_that_were_dropped_before_the_log_is_read_were_what_they_were(
+    blank: Capture,
+) -> None:
+    blank.source.execute(
+        "CREATE DOMAIN dose AS int; CREATE DOMAIN small_dose AS dose; CREATE DOMAIN facts AS json;"
+        "CREATE TABLE t (id small_dose PRIMARY KEY, f facts, a text)"
+    )
+    blank.setup()
+    blank.source.execute("INSERT INTO t VALUES (1, '[1.0]', 'x')")
+    blank.source.execute("DROP TABLE t; DROP DOMAIN facts, small_dose, dose")
+    (row,) = blank.changes()
+    assert (row.primary_key, row.after) == (["1"], {"id": 1, "f": [1.0], "a": "x"})

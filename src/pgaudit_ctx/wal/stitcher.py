@@ -25,10 +25,11 @@ from pgaudit_ctx.wal.pgoutput import (
     PgOutputMessage,
     Relation,
     Truncate,
+    Type,
     Update,
 )
 from pgaudit_ctx.wal.table import CapturedTable, Key, TableFacts
-from pgaudit_ctx.wal.values import MAX_VALUE
+from pgaudit_ctx.wal.values import MAX_VALUE, base_type
 
 _INSERT: Final = Operation.INSERT.value
 _UPDATE: Final = Operation.UPDATE.value
@@ -86,6 +87,7 @@ class Stitcher:
         self._filters = filters or Filters()
         self._excluded: set[int] = set()
         self._tables: dict[int, CapturedTable] = {}
+        self._base_types: dict[int, int] = {}
         self._held: list[CapturedChange] = []
         self._held_lsn = -1
         self._context: str | None = None
@@ -144,6 +146,8 @@ class Stitcher:
         if isinstance(message, Relation):
             self._describe_table(message)
             return ()
+        if isinstance(message, Type):
+            self._base_types[message.oid] = base_type(message)
         if isinstance(message, Begin):
             self._context = None
             self._ordinal = self._covered_alone = 0
@@ -151,7 +155,13 @@ class Stitcher:
         return self._release() if isinstance(message, Begin | Commit) else ()
 
     def _describe_table(self, relation: Relation) -> None:
-        table = self._filters.capture(relation, self._describe(relation))
+        facts = self._describe(relation)
+        known = self._base_types
+        columns = [
+            column._replace(type_oid=known.get(column.type_oid, column.type_oid))
+            for column in relation.columns
+        ]
+        table = self._filters.capture(relation._replace(columns=tuple(columns)), facts)
         if table is None:
             self._tables.pop(relation.oid, None)
             self._excluded.add(relation.oid)

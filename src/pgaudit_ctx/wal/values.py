@@ -11,11 +11,20 @@ from typing import Final, TypeAlias
 
 from pgaudit_ctx.change import MARKER
 from pgaudit_ctx.wal.json_text import MAX_DEPTH, Refused, fits, parse, size_as_jsonb
+from pgaudit_ctx.wal.pgoutput import Type
 
 Encoder: TypeAlias = Callable[[bytes], bytes]
 
 MARKER_BYTES: Final = MARKER.encode()
 BOOL, INT8, INT2, INT4, JSON, JSONB = 16, 20, 21, 23, 114, 3802
+_NATIVE: Final = {
+    "bool": BOOL,
+    "int8": INT8,
+    "int2": INT2,
+    "int4": INT4,
+    "json": JSON,
+    "jsonb": JSONB,
+}
 # numeric, float4, float8, date, time, timetz, timestamp, timestamptz, interval, uuid
 _PLAIN: Final = (1700, 700, 701, 1082, 1083, 1266, 1114, 1184, 1186, 2950)
 MAX_VALUE: Final = 64 * 2**20
@@ -36,6 +45,21 @@ def encoder_for(type_oid: int) -> Encoder:
         A function from the value's text to JSON text, both in UTF-8.
     """
     return _ENCODERS.get(type_oid, encode_text)
+
+
+def base_type(message: Type) -> int:
+    """Give the type below a domain, as it was then.
+
+    Args:
+        message: What the server says of a type that is not built in. It names the type that is
+            below a domain, and below all domains in between.
+
+    Returns:
+        The oid of that type if its values are native JSON, else the message's own.
+    """
+    if message.schema != "pg_catalog":
+        return message.oid
+    return _NATIVE.get(message.name, message.oid)
 
 
 def encode_text(value: bytes) -> bytes:
