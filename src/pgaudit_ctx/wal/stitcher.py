@@ -94,13 +94,17 @@ class Stitcher:
         self._ordinal = 0
         self._next_context: str | None = None
         self._covered_alone = 0
-        self._hold: Callable[..., None] = self._hold_lasting
-        self._makers: dict[type, Callable[[Any], None]] = {
+        self._lasting_makers: dict[type, Callable[[Any], None]] = {
             Insert: self._insert,
             Update: self._update,
             Delete: self._delete,
             Truncate: self._truncate,
         }
+        # What makes a change is exchanged for one change only, so that all others cost no look.
+        self._alone_makers: dict[type, Callable[[Any], None]] = dict.fromkeys(
+            self._lasting_makers, self._make_covered_alone
+        )
+        self._makers = self._lasting_makers
 
     def receive(self, wal_start: int, message: PgOutputMessage) -> Sequence[CapturedChange]:
         """Take one message.
@@ -128,10 +132,9 @@ class Stitcher:
         try:
             make(message)
         except NotRecorded:
-            self._hold = self._hold_lasting
+            return ready
         except KeyError as missing:
             if missing.args[0] in self._excluded:
-                self._hold = self._hold_lasting
                 return ready
             raise ProtocolError(
                 f"a change names relation {missing}, which the server has not described"
@@ -151,7 +154,7 @@ class Stitcher:
         if isinstance(message, Begin):
             self._context = None
             self._ordinal = self._covered_alone = 0
-            self._hold = self._hold_lasting
+            self._makers = self._lasting_makers
         return self._release() if isinstance(message, Begin | Commit) else ()
 
     def _describe_table(self, relation: Relation) -> None:
@@ -202,7 +205,7 @@ class Stitcher:
             self._covered_alone = first.ordinal
             return ()
         self._next_context = context
-        self._hold = self._hold_covered_alone
+        self._makers = self._alone_makers
         return self._release()
 
     def _insert(self, message: Insert) -> None:
@@ -248,14 +251,21 @@ class Stitcher:
             if oid not in self._excluded:
                 self._hold(_TRUNCATE, self._tables[oid], None, None, None, None)
 
-    def _hold_covered_alone(self, *change: Any) -> None:
-        self._hold = self._hold_lasting
+    def _make_covered_alone(self, message: Any) -> None:
+        self._makers = self._lasting_makers
         lasting, self._context = self._context, self._next_context
-        self._hold(*change)
-        self._context = lasting
-        self._covered_alone = self._ordinal
+        before = len(self._held)
+        try:
+            self._makers[type(message)](message)
+        finally:
+            self._context = lasting
+        for index, change in enumerate(self._held[before:], before):
+            if index == before:
+                self._covered_alone = change.ordinal
+            else:
+                self._held[index] = change._replace(context=lasting)
 
-    def _hold_lasting(
+    def _hold(
         self,
         operation: str,
         table: CapturedTable,
