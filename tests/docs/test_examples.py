@@ -1,5 +1,6 @@
 """The applications in examples/ do what they show."""
 
+import datetime as dt
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from pgaudit_ctx import AuditReader
+from support.clinic import Patient
 from support.database import Capture, Database, create_database, drop_database
 from support.server import Server
 
@@ -70,3 +73,69 @@ def test_the_fastapi_clinic_serves_the_history_of_what_it_wrote(
     assert (first["operation"], first["user"]) == ("INSERT", None)
     assert (second["user"], second["reason"]) == ("dr.who", "allergy reported")
     assert second["diff"] == {"allergies": {"old": [], "new": ["latex"]}}
+
+
+BEMI = """
+    CREATE TABLE changes (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(), database text, schema text, "table" text,
+        primary_key text, operation text, before jsonb, after jsonb, context jsonb,
+        committed_at timestamptz, queued_at timestamptz, created_at timestamptz,
+        transaction_id bigint, position bigint
+    );
+    INSERT INTO changes (
+        schema, "table", primary_key, operation, before, after, context, committed_at,
+        transaction_id, position
+    ) VALUES
+    ('public', 'patient', '1', 'CREATE', '{}', '{"id": 1, "name": "Ann"}',
+        '{"user": "r.tyler", "SQL": "INSERT"}', '2025-01-31 23:00Z', 700, 4000),
+    ('public', 'patient', '2', 'CREATE', '{}', '{"id": 2, "name": "Bob"}',
+        '{"user": "r.tyler", "SQL": "INSERT"}', '2025-01-31 23:00Z', 700, 4100),
+    ('public', 'patient', '1', 'UPDATE', '{"id": 1, "name": "Ann"}', '{"id": 1, "name": "Anna"}',
+        '{}', '2025-02-01 10:00Z', 701, 5000),
+    ('public', 'patient', '2', 'DELETE', '{"id": 2, "name": "Bob"}', '{}',
+        '{"user": "dr.who", "SQL": "DELETE"}', '2025-02-02 10:00Z', 702, 6000),
+    ('public', 'gone', '7', 'DELETE', '{"id": 7}', '{}', '{}', '2025-02-02 10:00Z', 703, 7000),
+    ('public', 'patient', NULL, 'MESSAGE', '{}', '{}', '{}', '2025-02-02 10:00Z', 703, 7100),
+    ('public', 'patient', '1', 'UPDATE', '{"id": 1, "name": "Anna"}', '{"id": 1, "name": "late"}',
+        '{}', now() + interval '1 hour', 704, 8000);
+"""
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_what_bemi_has_stored_comes_before_what_is_captured(
+    continuous: bool, capture: Capture, server: Server
+) -> None:
+    bemi = create_database(server)
+    bemi.execute(BEMI)
+    script = [sys.executable, str(EXAMPLES / "bemi_migration" / "import_bemi.py")]
+    given = ["--bemi", bemi.url, "--destination", capture.destination.url]
+    given += ["--source", capture.source.name] + ["--continuous"] * continuous
+    capture.source.execute("INSERT INTO patient (id, name, status) VALUES (1, 'Anna', 'ACTIVE')")
+    capture.run()
+    for expected in ("4 changes imported", "0 changes imported"):
+        done = subprocess.run([*script, *given], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == expected, done.stderr
+    drop_database(bemi)
+    reader = AuditReader(capture.destination.engine())
+    history = reader.history(Patient, 1)
+    assert [(one.operation, one.after["name"], one.user) for one in history] == [
+        ("INSERT", "Ann", "r.tyler"),
+        ("UPDATE", "Anna", None),
+        ("INSERT", "Anna", None),
+    ]
+    assert history[1].diff == {"name": ("Ann", "Anna")}
+    assert history[0].transaction_id == 700
+    gone = reader.history(Patient, 2)
+    assert [(one.operation, one.user) for one in gone] == [
+        ("INSERT", "r.tyler"),
+        ("DELETE", "dr.who"),
+    ]
+    assert gone[0].commit_lsn == history[0].commit_lsn
+    noon = dt.datetime(2025, 2, 1, 12, tzinfo=dt.UTC)
+    assert reader.as_of(Patient, 1, noon).after["name"] == "Anna"
+    if continuous:
+        assert list(history.gaps) == []
+        assert reader.as_of(Patient, 2, dt.datetime.now(dt.UTC)) is None
+    else:
+        (gap,) = history.gaps
+        assert (gap.epoch, gap.to_epoch) == (0, 1)
