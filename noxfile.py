@@ -38,7 +38,7 @@ def bemi(session: nox.Session) -> str:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest (``-- --postgres=system``)."""
-    session.install("-e", ".[all]", *group("test"))
+    session.install("-e", ".[all]", *group("test"), *group("examples"))
     session.run("pytest", *session.posargs, env={"PGAUDIT_CTX_BEMI": bemi(session)})
 
 

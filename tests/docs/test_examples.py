@@ -2,15 +2,19 @@
 
 import datetime as dt
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
-from pgaudit_ctx import AuditReader
+from pgaudit_ctx import AuditReader, audit_context
 from support.clinic import Patient
 from support.database import Capture, Database, create_database, drop_database
 from support.server import Server
@@ -139,3 +143,28 @@ def test_what_bemi_has_stored_comes_before_what_is_captured(
     else:
         (gap,) = history.gaps
         assert (gap.epoch, gap.to_epoch) == (0, 1)
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    capture: Capture, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas", reason="the dependency group examples is not installed")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("PGAUDIT_CTX_DESTINATION_URL", capture.destination.url)
+    for user in ("dr.who", "r.tyler", "dr.who"):
+        with Session(engine) as session, audit_context(user=user, reason="round"):
+            session.merge(Patient(id=42, name=f"Ann of {user}"))
+            session.commit()
+    capture.source.execute("UPDATE patient SET name = 'Eve'")
+    capture.run()
+    notebook = json.loads((EXAMPLES / "notebook" / "who_changed_what.ipynb").read_text("utf-8"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert list(names["by_user"]["user"]) == ["nobody said", "dr.who", "r.tyler", "dr.who"]
+    assert len(names["unexplained"]) == 1
+    assert dict(names["fields"].explode("field")["field"].value_counts()) == {"name": 3}
+    assert len(names["history"]) == 4
+    assert names["per_hour"].to_numpy().sum() == 4
+    names["axes"].figure.canvas.draw()
