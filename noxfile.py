@@ -20,6 +20,8 @@ COMPAT = [
     ),
     *(str(path) for path in sorted(Path("tests", "integration").glob("test_reading*.py"))),
 ]
+# As many processes as there are processors, each with a server of its own; -n0 is one for all.
+PARALLEL = ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]
 
 
 def group(name: str) -> list[str]:
@@ -39,7 +41,8 @@ def bemi(session: nox.Session) -> str:
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest (``-- --postgres=system``)."""
     session.install("-e", ".[all]", *group("test"), *group("examples"))
-    session.run("pytest", *session.posargs, env={"PGAUDIT_CTX_BEMI": bemi(session)})
+    environment = {"PGAUDIT_CTX_BEMI": bemi(session)}
+    session.run("pytest", *PARALLEL, *session.posargs, env=environment)
 
 
 @nox.session
@@ -54,7 +57,7 @@ def heavy(session: nox.Session) -> None:
 def compat(session: nox.Session, sqlalchemy: str) -> None:
     """Run what depends on SQLAlchemy with another version of it, and of Python."""
     session.install("-e", ".[all]", *group("test"), f"sqlalchemy~={sqlalchemy}.0")
-    session.run("pytest", *(session.posargs or COMPAT))
+    session.run("pytest", *PARALLEL, *(session.posargs or COMPAT))
 
 
 @nox.session

@@ -1,6 +1,7 @@
 """One test's own source and destination, and what tests do with them."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class Capture:
 
 
 def create_database(server: Server, template: str | None = None) -> Database:
-    name = f"db{next(_numbers)}"
+    # Processes that test in parallel may have been given one server.
+    name = f"db{os.environ.get('PYTEST_XDIST_WORKER', '')}{next(_numbers)}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
             sql.Identifier(name), sql.Identifier(template or "template1")
