@@ -328,5 +328,6 @@ def _other_slot(
 ) -> PositionMismatch:
     return PositionMismatch(
         f"the source {name!r} is captured through the slot {checkpoint.slot!r}, not "
-        f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}"
+        f"{options.slot!r}. Remedy: use --slot {checkpoint.slot}, or if this is another database, "
+        "give it a name of its own with --name"
     )

@@ -144,7 +144,7 @@ def test_a_worker_before_setup_is_sent_to_setup(bare: Capture) -> None:
     urls = urls_of(bare)
     refused(run("worker", env=urls), 1, "pgaudit-ctx setup")
     assert run("setup", "--only", "destination", env=urls).returncode == 0
-    refused(run("worker", env=urls), 1, f"no replication slot '{bare.options.slot}'", "setup")
+    refused(run("worker", env=urls), 1, "no publication 'pgaudit_ctx'", "pgaudit-ctx setup")
 
 
 def test_reading_before_setup_is_sent_to_setup(bare: Capture) -> None:

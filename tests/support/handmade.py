@@ -122,8 +122,10 @@ class HandmadeTrail:
 
     def reject(self, lsn: int, *, replayed: bool = False, epoch: int = 1) -> None:
         self.destination.execute(
-            "INSERT INTO pgaudit_ctx.rejected (source, epoch, commit_lsn, ordinal, committed_at,"
-            " change, sqlstate, replayed_at) VALUES (%s, %s, %s, 1, %s, '', '23514', %s)",
+            "INSERT INTO pgaudit_ctx.rejected (source, epoch, commit_lsn, ordinal, transaction_id,"
+            " committed_at, operation, schema_name, table_name, change, sqlstate, reason,"
+            " replayed_at) VALUES (%s, %s, %s, 1, 700, %s, 'UPDATE', 'public', 'patient', '',"
+            " '23514', 'a constraint', %s)",
             [self.source, epoch, _lsn(lsn), at(lsn), at(lsn + 1) if replayed else None],
         )
 
