@@ -26,15 +26,19 @@ if TYPE_CHECKING:
     )
     from pgaudit_ctx.hook import emit_context, install, uninstall
     from pgaudit_ctx.reading.async_reader import AsyncAuditReader
+    from pgaudit_ctx.reading.compare import diff
     from pgaudit_ctx.reading.default import (
         as_of,
+        blame,
         configure,
+        deleted,
         history,
         select_as_of,
         select_changes,
     )
     from pgaudit_ctx.reading.history import History
     from pgaudit_ctx.reading.reader import AuditReader
+    from pgaudit_ctx.reading.revert import revert
     from pgaudit_ctx.reading.schemas import ChangeOut, VersionOut
     from pgaudit_ctx.reading.trail import Change
     from pgaudit_ctx.reading.version import Version
@@ -55,13 +59,17 @@ __all__ = [
     "as_of",
     "audit_context",
     "bind_context",
+    "blame",
     "configure",
     "current_context",
+    "deleted",
+    "diff",
     "dump_context",
     "emit_context",
     "history",
     "install",
     "load_context",
+    "revert",
     "select_as_of",
     "select_changes",
     "uninstall",
@@ -89,9 +97,19 @@ _HOMES: Final = {
     ),
     "hook": ("emit_context", "install", "uninstall"),
     "reading.async_reader": ("AsyncAuditReader",),
-    "reading.default": ("as_of", "configure", "history", "select_as_of", "select_changes"),
+    "reading.compare": ("diff",),
+    "reading.default": (
+        "as_of",
+        "blame",
+        "configure",
+        "deleted",
+        "history",
+        "select_as_of",
+        "select_changes",
+    ),
     "reading.history": ("History",),
     "reading.reader": ("AuditReader",),
+    "reading.revert": ("revert",),
     "reading.schemas": ("ChangeOut", "VersionOut"),
     "reading.trail": ("Change",),
     "reading.version": ("Version",),

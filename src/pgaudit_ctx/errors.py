@@ -26,6 +26,8 @@ or passwords::
           ├── NaiveDatetime       a moment without a time zone
           ├── SourceAmbiguous     several sources hold the table and none was named
           ├── SourceUnknown       a source the destination has never heard of
+          ├── TransactionAmbiguous  a transaction number that was used more than once
+          ├── NotCaughtUp         the trail did not get as far in time
           ├── Unsupported         a mapping that this version cannot rebuild
           └── HistoryUnknown      the trail cannot know
                └── NotCaptured    the table was never captured
@@ -147,6 +149,14 @@ class SourceAmbiguous(ReadingError):
 
 class SourceUnknown(ReadingError):
     """The destination holds nothing of a source of that name."""
+
+
+class TransactionAmbiguous(ReadingError):
+    """A transaction number that was used more than once."""
+
+
+class NotCaughtUp(ReadingError, TimeoutError):
+    """The trail did not get as far as it was waited for in time."""
 
 
 class Unsupported(ReadingError):

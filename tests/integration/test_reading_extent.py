@@ -181,6 +181,35 @@ def test_a_table_that_took_anothers_name_has_both_parts_under_it(
     assert reader.history("patient_old", 1).latest.operation == "DELETE"
 
 
+def test_absent_from_a_baseline_is_known_not_to_exist(
+    trail: HandmadeTrail, reader: AuditReader
+) -> None:
+    trail.snapshot("patient", 14, after="7")
+    with pytest.raises(HistoryUnknown, match="no trace"):
+        reader.as_of(Patient, 2, at(20))
+    trail.snapshot("patient", 15)
+    assert reader.as_of(Patient, 2, at(20)) is None
+    with pytest.raises(HistoryUnknown, match="no trace"):
+        reader.as_of(Patient, 2, at(14))
+    trail.gap(40, 45)
+    assert reader.as_of(Patient, 2, at(39)) is None
+    with pytest.raises(HistoryUnknown, match="slot lost"):
+        reader.as_of(Patient, 2, at(41))
+    assert reader.as_of(Patient, 1, at(16)).number == 1
+
+
+def test_a_baseline_after_a_gap_makes_every_record_known_again(
+    trail: HandmadeTrail, reader: AuditReader
+) -> None:
+    trail.gap(40, 45)
+    trail.snapshot("patient", 50)
+    with pytest.raises(HistoryUnknown, match="slot lost"):
+        reader.as_of(Patient, 1, at(47))
+    assert reader.as_of(Patient, 1, at(51)) is None
+    trail.change("SNAPSHOT", "patient", 49, minute=50, after=named("Eve"))
+    assert reader.as_of(Patient, 1, at(51)).after["name"] == "Eve"
+
+
 def test_a_source_without_a_checkpoint_is_not_captured_yet(
     trail: HandmadeTrail, reader: AuditReader
 ) -> None:

@@ -113,6 +113,23 @@ class HandmadeTrail:
             ],
         )
 
+    def snapshot(self, table: str, lsn: int, *, epoch: int = 1, after: str | None = None) -> None:
+        """Write down that all rows of a table were stored, or those after a key."""
+        self.destination.execute(
+            "INSERT INTO pgaudit_ctx.snapshots (source, epoch, relation_oid, lsn, schema_name,"
+            " table_name, taken_at, after_key, finished_at)"
+            " VALUES (%s, %s, %s, %s, 'public', %s, %s, %s, now())",
+            [
+                self.source,
+                epoch,
+                self.oids[table],
+                _lsn(lsn),
+                table,
+                at(lsn),
+                None if after is None else [after],
+            ],
+        )
+
     def gap(self, lsn: int, to: int, *, epoch: int = 1, to_epoch: int | None = None) -> None:
         self.destination.execute(
             "INSERT INTO pgaudit_ctx.gaps (source, epoch, from_lsn, to_epoch, to_lsn, from_time,"
@@ -122,10 +139,10 @@ class HandmadeTrail:
 
     def reject(self, lsn: int, *, replayed: bool = False, epoch: int = 1) -> None:
         self.destination.execute(
-            "INSERT INTO pgaudit_ctx.rejected (source, epoch, commit_lsn, ordinal, transaction_id,"
-            " committed_at, operation, schema_name, table_name, change, sqlstate, reason,"
-            " replayed_at) VALUES (%s, %s, %s, 1, 700, %s, 'UPDATE', 'public', 'patient', '',"
-            " '23514', 'a constraint', %s)",
+            "INSERT INTO pgaudit_ctx.rejected (source, epoch, commit_lsn, ordinal, committed_at,"
+            " transaction_id, operation, schema_name, table_name, reason, change, sqlstate,"
+            " replayed_at) VALUES (%s, %s, %s, 1, %s, 7, 'INSERT', 'public', 'patient', 'x', '',"
+            " '23514', %s)",
             [self.source, epoch, _lsn(lsn), at(lsn), at(lsn + 1) if replayed else None],
         )
 

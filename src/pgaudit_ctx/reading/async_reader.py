@@ -3,8 +3,9 @@
 A module of its own, because SQLAlchemy's asyncio extension needs greenlet.
 """
 
+import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
@@ -14,10 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
+from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.shape import Renamed
-from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
 from pgaudit_ctx.reading.trail import Change
+from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
@@ -134,6 +137,113 @@ class AsyncAuditReader(
         steps = self.select_as_of_steps(model, when, schema, renamed, despite_gaps=despite_gaps)
         return await self._run(steps)
 
+    @overload
+    async def blame(
+        self,
+        model: type[M],
+        key: Any,
+        *,
+        schema: str | None = None,
+        renamed: Renamed | None = None,
+    ) -> Mapping[str, Version[M]]: ...
+
+    @overload
+    async def blame(
+        self, model: str, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+    ) -> Mapping[str, Version[dict[str, Any]]]: ...
+
+    async def blame(
+        self, model: Any, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+    ) -> Mapping[str, Version[Any]]:
+        """Find which version set each attribute last; see :func:`pgaudit_ctx.blame`."""
+        return await self._run(self.blame_steps(model, key, schema, renamed))
+
+    @overload
+    async def deleted(
+        self,
+        model: type[M],
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[M]]: ...
+
+    @overload
+    async def deleted(
+        self,
+        model: str,
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[dict[str, Any]]]: ...
+
+    async def deleted(
+        self,
+        model: Any,
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[Any]]:
+        """Find the records that are gone now; see :func:`pgaudit_ctx.deleted`."""
+        return await self._run(self.deleted_steps(model, since, until, limit, schema))
+
+    async def transaction(
+        self,
+        xid: int,
+        *,
+        commit_lsn: str | None = None,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+    ) -> Transaction:
+        """Give what one commit did.
+
+        The trail has no index on transaction numbers: with ``since`` and ``until`` it is looked for
+        in the partitions of that time only.
+
+        Args:
+            xid: The source's transaction id, as ``version.transaction_id`` has it.
+            commit_lsn: Where it was committed, if the number was used more than once.
+            since: Committed at or after this; aware.
+            until: Committed before this; aware.
+
+        Returns:
+            Its changes, in the order they were made.
+
+        Raises:
+            HistoryUnknown: If the trail has nothing of it.
+            TransactionAmbiguous: If the number was used more than once.
+        """
+        return await self._run(self.transaction_steps(xid, commit_lsn, since, until))
+
+    async def wait_for(
+        self,
+        lsn: str | int,
+        timeout: float = 10.0,  # noqa: ASYNC109 - the verbs of both readers are the same
+    ) -> CompleteUpTo:
+        """Wait until the trail holds everything up to a position in the source's log.
+
+        To read what one has just written, ask the source for
+        ``SELECT pg_current_wal_flush_lsn()`` after the commit, and wait for that.
+
+        Args:
+            lsn: The position, as PostgreSQL prints it.
+            timeout: Seconds.
+
+        Returns:
+            Up to where the trail is complete.
+
+        Raises:
+            NotCaughtUp: If it does not get there in time; a ``TimeoutError`` too.
+            NotCaptured: If the trail holds no such source.
+            SourceAmbiguous: If it holds several and none was named.
+        """
+        return await self._run(self.wait_steps(lsn, timeout))
+
     async def changes(
         self,
         model: Any = None,
@@ -146,15 +256,18 @@ class AsyncAuditReader(
         return await self._run(self.changes_steps(model, key, limit, filters))
 
     async def _run(self, steps: Steps[R]) -> R:
-        with explained():
-            async with self._connected() as target:
-                try:
-                    statement = next(steps)
-                    while True:
-                        statement = steps.send((await target.execute(statement)).all())
-                except StopIteration as done:
-                    result: R = done.value
-                    return result
+        answer: Any = None
+        while True:
+            with explained():
+                async with self._connected() as target:
+                    try:
+                        while not isinstance(asked := steps.send(answer), Pause):
+                            answer = (await target.execute(asked)).all()
+                    except StopIteration as done:
+                        result: R = done.value
+                        return result
+            answer = None
+            await asyncio.sleep(asked.seconds)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AsyncConnection]:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
@@ -230,3 +231,89 @@ def select_as_of(
         source = source or _configured.source
         schema = schema or _configured.schema
     return select_table(mapped_shape(model, schema, renamed), when, source=source)
+
+
+@overload
+def blame(
+    model: type[M], key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+) -> Mapping[str, Version[M]]: ...
+
+
+@overload
+def blame(
+    model: str, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+) -> Mapping[str, Version[dict[str, Any]]]: ...
+
+
+def blame(
+    model: Any, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+) -> Mapping[str, Version[Any]]:
+    """Find which version set each attribute of a record last.
+
+    Args:
+        model: A mapped class, a ``Table``, or ``"schema.table"``.
+        key: As for ``Session.get``.
+        schema: Another schema than the model's.
+        renamed: Columns that had another name before: old column → attribute.
+
+    Returns:
+        Attribute → version, the key included, in the model's order. For a record that is gone, as
+        it was before. Attributes that were set before the trail's first trace are left out.
+
+    Raises:
+        NotCaptured: If the table was never captured.
+        KeyMismatch: If the key does not fit the model.
+    """
+    return _reader().blame(model, key, schema=schema, renamed=renamed)
+
+
+@overload
+def deleted(
+    model: type[M],
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    limit: int | None = None,
+    schema: str | None = None,
+) -> list[Version[M]]: ...
+
+
+@overload
+def deleted(
+    model: str,
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    limit: int | None = None,
+    schema: str | None = None,
+) -> list[Version[dict[str, Any]]]: ...
+
+
+def deleted(
+    model: Any,
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    limit: int | None = None,
+    schema: str | None = None,
+) -> list[Version[Any]]:
+    """Find the records of a table that are gone now.
+
+    A record whose key changed is not gone: it has another key. The time bounds are about a
+    record's last row change, so one that a TRUNCATE took is found by the change before that.
+
+    Args:
+        model: A mapped class, a ``Table``, or ``"schema.table"``.
+        since: Last changed at or after this; aware.
+        until: Last changed before this; aware.
+        limit: The newest so many.
+        schema: Another schema than the model's.
+
+    Returns:
+        The version that ended each, a DELETE or TRUNCATE; the newest first.
+
+    Raises:
+        NotCaptured: If the table was never captured.
+        NaiveDatetime: If a time has no zone.
+    """
+    return _reader().deleted(model, since=since, until=until, limit=limit, schema=schema)

@@ -44,6 +44,14 @@ class Relation(NamedTuple):
     oid: int
 
 
+class Baseline(NamedTuple):
+    """Where every row of the first table that existed was stored; its rows come just before it."""
+
+    epoch: int
+    lsn: str
+    time: dt.datetime
+
+
 @dataclass(frozen=True)
 class Extent:
     """What the trail can know of the tables of one record.
@@ -56,6 +64,7 @@ class Extent:
         gaps: What was lost or not captured, in order.
         undone: For an epoch that was left behind by a failover, the position from which its changes
             never happened on the server that went on.
+        baselines: Snapshots of the whole first table, in order.
         renamed: Relations that had another name before, and the table they are now.
     """
 
@@ -66,6 +75,7 @@ class Extent:
     gaps: Sequence[Gap]
     undone: Mapping[int, str]
     renamed: Mapping[Relation, Table]
+    baselines: Sequence[Baseline] = ()
 
 
 def extent_of(
@@ -111,6 +121,13 @@ def extent_of(
         sorted((gap for gap in found if not _is_undone(gap, undone)), key=_gap_position),
         undone,
         renamed,
+        [
+            Baseline(row.epoch, row.from_lsn, row.from_time)
+            for row in own
+            if row.fact == "baseline"
+            and _table(row) == tables[0]
+            and not is_undone(undone, row.epoch, row.from_lsn)
+        ],
     )
 
 

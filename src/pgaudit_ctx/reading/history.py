@@ -6,7 +6,7 @@ from typing import Any, TypedDict, TypeVar, overload
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import HistoryUnknown, UsageError
-from pgaudit_ctx.reading.extent import CompleteUpTo, Gap
+from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, Gap
 from pgaudit_ctx.reading.query import aware
 from pgaudit_ctx.reading.shape import Field, Renamed
 from pgaudit_ctx.reading.version import GONE, Trail, Version
@@ -96,6 +96,13 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
             "and fields"
         )
     position = (0, 0) if found is None else (found.epoch, parse_lsn(found.commit_lsn))
+    absent = False
+    baseline = next((b for b in reversed(extent.baselines) if b.time <= when), None)
+    # The rows of a snapshot come just before it, so what was there has one from there on.
+    if baseline is not None and (baseline.epoch, parse_lsn(baseline.lsn) - 1) > position:
+        taken = (baseline.epoch, parse_lsn(baseline.lsn))
+        absent = found is None or _lost_between(extent, position, taken)
+        position = taken
     for gap in extent.gaps:
         if gap.from_time <= when and (gap.epoch, parse_lsn(gap.from_lsn)) >= position:
             until = "" if gap.to_time is None else f" until {gap.to_time:%Y-%m-%d %H:%M:%S%z}"
@@ -104,6 +111,8 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
                 f"({gap.cause}), so what {_record(trail)} was afterwards is unknown until its next "
                 "change"
             )
+    if absent:
+        return None
     if found is not None:
         return found if found.exists else None
     first = trail.versions[0] if trail.versions else None
@@ -121,6 +130,10 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
             f"{extent.began_at:%Y-%m-%d %H:%M:%S%z}"
         )
     return None
+
+
+def _lost_between(extent: Extent, start: tuple[int, int], end: tuple[int, int]) -> bool:
+    return any(start <= (gap.epoch, parse_lsn(gap.from_lsn)) < end for gap in extent.gaps)
 
 
 def _record(trail: Trail[Any]) -> str:

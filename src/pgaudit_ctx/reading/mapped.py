@@ -265,9 +265,16 @@ class ModelShape(Generic[M]):
 
     def columns(self, field: str) -> Sequence[str]:
         """Give the bare names of the columns that hold an attribute, or held it before."""
+        found = self.image_columns(field)
+        if len(self._sql_tables) > 1:
+            found = [column.rpartition(".")[2] for column in found]
+        return list(dict.fromkeys(found))
+
+    def image_columns(self, field: str) -> Sequence[str]:
+        """Give what an image calls these columns; qualified, if there are several tables."""
         (name,) = self.known([field])
         found = (
-            place.column if len(self._sql_tables) == 1 else place.column.rpartition(".")[2]
+            place.column
             for places in self._places.values()
             for place in places
             if place.attribute == name

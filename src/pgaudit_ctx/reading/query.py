@@ -17,6 +17,7 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal,
     literal_column,
     not_,
     null,
@@ -26,13 +27,22 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, OID
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import TypeEngine
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import NaiveDatetime, UsageError
 from pgaudit_ctx.reading.extent import Extent, Table
-from pgaudit_ctx.reading.trail import Change, PgLsn, checkpoints, coverage, epochs, gaps, rejected
+from pgaudit_ctx.reading.trail import (
+    Change,
+    PgLsn,
+    checkpoints,
+    coverage,
+    epochs,
+    gaps,
+    rejected,
+    snapshots,
+)
 
 _changes = Change.__table__.c
 
@@ -46,7 +56,8 @@ def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
     Returns:
         A select whose rows have a ``fact``: ``coverage`` for each interval of a relation that had
         one of these names, ``checkpoint``, ``epoch`` (``to_lsn`` is where it forked off), ``gap``,
-        and ``rejected`` for the first change that waits to be replayed.
+        ``baseline`` for each snapshot of a whole table, and ``rejected`` for the first change that
+        waits to be replayed.
     """
     named = (
         select(coverage.c.source, coverage.c.epoch, coverage.c.relation_oid)
@@ -87,6 +98,21 @@ def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
             note=epochs.c.cause,
             clean=epochs.c.clean,
         ).where(epochs.c.source.in_(select(sources.c.source))),
+        _facts(
+            snapshots,
+            "baseline",
+            from_lsn=snapshots.c.lsn,
+            from_time=snapshots.c.taken_at,
+            schema_name=snapshots.c.schema_name,
+            table_name=snapshots.c.table_name,
+            relation_oid=snapshots.c.relation_oid,
+        ).where(
+            snapshots.c.source.in_(select(sources.c.source)),
+            tuple_(snapshots.c.schema_name, snapshots.c.table_name).in_(tables),
+            # One that went on after an interruption holds a part of the table only.
+            snapshots.c.finished_at.is_not(None),
+            snapshots.c.after_key.is_(None),
+        ),
         _facts(gaps, "gap", note=gaps.c.cause).where(gaps.c.source.in_(select(sources.c.source))),
         _facts(
             waiting, "rejected", from_lsn=waiting.c.commit_lsn, from_time=waiting.c.committed_at
@@ -136,6 +162,148 @@ def select_record(
         .where(of_record(extent, tables, keys, include_undone=include_undone))
         .order_by(_changes.epoch, _changes.commit_lsn, _changes.ordinal)
     )
+
+
+def select_records(
+    extent: Extent, tables: Sequence[Table], keys: Sequence[tuple[str, ...]]
+) -> Select[Any]:
+    """Ask for the changes of many records at once, and every TRUNCATE; oldest first.
+
+    Keys are found by their hashes alone: :func:`belongs` says to which record a row belongs.
+    """
+    zero: ColumnElement[int] = literal_column("0")
+    hashes = [
+        func.hash_array_extended(cast(list(key), ARRAY(Text)), zero) for key in dict.fromkeys(keys)
+    ]
+    return (
+        select(*_changes)
+        .where(
+            _changes.source == extent.source,
+            of_tables(extent, tables),
+            or_(
+                func.hash_array_extended(_changes.primary_key, zero).in_(hashes),
+                and_(
+                    func.hash_array_extended(_changes.previous_key, zero).in_(hashes),
+                    _changes.previous_key.is_not(None),
+                ),
+                _changes.operation == literal_column(f"'{Operation.TRUNCATE}'"),
+            ),
+            *still_valid(extent),
+        )
+        .order_by(_changes.epoch, _changes.commit_lsn, _changes.ordinal)
+    )
+
+
+def belongs(row: Any, keys: Mapping[Table, tuple[str, ...]]) -> bool:
+    """Whether a row of several records' is one of a certain record."""
+    if row.operation == Operation.TRUNCATE:
+        return True
+    own = set(keys.values())
+    return tuple(row.primary_key or ()) in own or tuple(row.previous_key or ()) in own
+
+
+def select_last_truncate(extent: Extent, table: Table) -> Select[Any]:
+    """Ask for the position of a table's last TRUNCATE."""
+    return (
+        select(_changes.epoch, _changes.commit_lsn, _changes.ordinal)
+        .where(
+            _changes.source == extent.source,
+            of_tables(extent, [table]),
+            _changes.operation == literal_column(f"'{Operation.TRUNCATE}'"),
+            *still_valid(extent),
+        )
+        .order_by(*newest_first())
+        .limit(1)
+    )
+
+
+def select_gone(
+    extent: Extent,
+    table: Table,
+    emptied: tuple[Any, ...] | None,
+    *,
+    since: dt.datetime | None,
+    until: dt.datetime | None,
+    limit: int | None,
+) -> Select[Any]:
+    """Ask for the keys of records whose last change is a DELETE, or older than the last TRUNCATE.
+
+    Args:
+        extent: What is known of the table.
+        table: The table that each record has a row in.
+        emptied: The position of its last TRUNCATE.
+        since: Whose last change was committed at or after this.
+        until: Before this.
+        limit: The newest so many.
+    """
+    later = aliased(Change)
+    zero: ColumnElement[int] = literal_column("0")
+    position = (_changes.epoch, _changes.commit_lsn, _changes.ordinal)
+    ends: ColumnElement[bool] = _changes.operation == Operation.DELETE.value
+    if emptied is not None:
+        epoch, lsn, ordinal = emptied
+        before = tuple_(*position) < tuple_(
+            literal(epoch), cast(literal(lsn, Text), PgLsn), literal(ordinal)
+        )
+        ends = or_(ends, before)
+    conditions = [
+        _changes.source == extent.source,
+        of_tables(extent, [table]),
+        _changes.primary_key.is_not(None),
+        ends,
+        *still_valid(extent),
+        not_(
+            exists()
+            .where(
+                later.source == _changes.source,
+                later.schema_name == _changes.schema_name,
+                later.table_name == _changes.table_name,
+                or_(
+                    and_(
+                        func.hash_array_extended(later.primary_key, zero)
+                        == func.hash_array_extended(_changes.primary_key, zero),
+                        later.primary_key == _changes.primary_key,
+                    ),
+                    and_(
+                        func.hash_array_extended(later.previous_key, zero)
+                        == func.hash_array_extended(_changes.primary_key, zero),
+                        later.previous_key == _changes.primary_key,
+                    ),
+                ),
+                tuple_(later.epoch, later.commit_lsn, later.ordinal) > tuple_(*position),
+                *(
+                    not_(and_(later.epoch == epoch, later.commit_lsn >= fork))
+                    for epoch, fork in extent.undone.items()
+                ),
+            )
+            .correlate(Change.__table__)
+        ),
+    ]
+    if since is not None:
+        conditions.append(_changes.committed_at >= aware(since, "since"))
+    if until is not None:
+        conditions.append(_changes.committed_at < aware(until, "until"))
+    return select(_changes.primary_key).where(*conditions).order_by(*newest_first()).limit(limit)
+
+
+def select_progress(source: str | None, lsn: str) -> Select[Any]:
+    """Ask how far sources are captured, and whether something before a position was rejected."""
+    waiting = exists().where(
+        rejected.c.source == checkpoints.c.source,
+        rejected.c.replayed_at.is_(None),
+        or_(
+            rejected.c.epoch < checkpoints.c.epoch,
+            and_(rejected.c.epoch == checkpoints.c.epoch, rejected.c.commit_lsn < lsn),
+        ),
+    )
+    statement = select(
+        checkpoints.c.source,
+        checkpoints.c.epoch,
+        checkpoints.c.end_lsn,
+        checkpoints.c.complete_at,
+        waiting.label("waiting"),
+    )
+    return statement if source is None else statement.where(checkpoints.c.source == source)
 
 
 def of_record(

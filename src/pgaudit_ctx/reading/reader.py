@@ -1,7 +1,8 @@
 """The synchronous reader: a thin shell that runs the steps of each verb."""
 
 import datetime as dt
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, Unpack, overload
 
@@ -11,10 +12,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
+from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.shape import Renamed
-from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
 from pgaudit_ctx.reading.trail import Change
+from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
@@ -125,6 +128,109 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         steps = self.select_as_of_steps(model, when, schema, renamed, despite_gaps=despite_gaps)
         return self._run(steps)
 
+    @overload
+    def blame(
+        self,
+        model: type[M],
+        key: Any,
+        *,
+        schema: str | None = None,
+        renamed: Renamed | None = None,
+    ) -> Mapping[str, Version[M]]: ...
+
+    @overload
+    def blame(
+        self, model: str, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+    ) -> Mapping[str, Version[dict[str, Any]]]: ...
+
+    def blame(
+        self, model: Any, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
+    ) -> Mapping[str, Version[Any]]:
+        """Find which version set each attribute last; see :func:`pgaudit_ctx.blame`."""
+        return self._run(self.blame_steps(model, key, schema, renamed))
+
+    @overload
+    def deleted(
+        self,
+        model: type[M],
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[M]]: ...
+
+    @overload
+    def deleted(
+        self,
+        model: str,
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[dict[str, Any]]]: ...
+
+    def deleted(
+        self,
+        model: Any,
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = None,
+        schema: str | None = None,
+    ) -> list[Version[Any]]:
+        """Find the records that are gone now; see :func:`pgaudit_ctx.deleted`."""
+        return self._run(self.deleted_steps(model, since, until, limit, schema))
+
+    def transaction(
+        self,
+        xid: int,
+        *,
+        commit_lsn: str | None = None,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+    ) -> Transaction:
+        """Give what one commit did.
+
+        The trail has no index on transaction numbers: with ``since`` and ``until`` it is looked for
+        in the partitions of that time only.
+
+        Args:
+            xid: The source's transaction id, as ``version.transaction_id`` has it.
+            commit_lsn: Where it was committed, if the number was used more than once.
+            since: Committed at or after this; aware.
+            until: Committed before this; aware.
+
+        Returns:
+            Its changes, in the order they were made.
+
+        Raises:
+            HistoryUnknown: If the trail has nothing of it.
+            TransactionAmbiguous: If the number was used more than once.
+        """
+        return self._run(self.transaction_steps(xid, commit_lsn, since, until))
+
+    def wait_for(self, lsn: str | int, timeout: float = 10.0) -> CompleteUpTo:
+        """Wait until the trail holds everything up to a position in the source's log.
+
+        To read what one has just written, ask the source for
+        ``SELECT pg_current_wal_flush_lsn()`` after the commit, and wait for that.
+
+        Args:
+            lsn: The position, as PostgreSQL prints it.
+            timeout: Seconds.
+
+        Returns:
+            Up to where the trail is complete.
+
+        Raises:
+            NotCaughtUp: If it does not get there in time; a ``TimeoutError`` too.
+            NotCaptured: If the trail holds no such source.
+            SourceAmbiguous: If it holds several and none was named.
+        """
+        return self._run(self.wait_steps(lsn, timeout))
+
     def changes(
         self,
         model: Any = None,
@@ -152,14 +258,17 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         return self._run(self.changes_steps(model, key, limit, filters))
 
     def _run(self, steps: Steps[R]) -> R:
-        with explained(), self._connected() as target:
-            try:
-                statement = next(steps)
-                while True:
-                    statement = steps.send(target.execute(statement).all())
-            except StopIteration as done:
-                result: R = done.value
-                return result
+        answer: Any = None
+        while True:
+            with explained(), self._connected() as target:
+                try:
+                    while not isinstance(asked := steps.send(answer), Pause):
+                        answer = target.execute(asked).all()
+                except StopIteration as done:
+                    result: R = done.value
+                    return result
+            answer = None
+            time.sleep(asked.seconds)
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

@@ -57,6 +57,9 @@ class Shape(Protocol[M_co]):
     def columns(self, field: str) -> Sequence[str]:
         """Give the columns that hold an attribute, or held it before they were renamed."""
 
+    def image_columns(self, field: str) -> Sequence[str]:
+        """Give what an image calls these columns."""
+
     def known(self, fields: Sequence[Field]) -> frozenset[str]:
         """Refuse attributes that the record does not have."""
 
@@ -152,6 +155,10 @@ class TableShape:
     def columns(self, field: str) -> Sequence[str]:
         """Give the column and its earlier names."""
         return [field, *(old for old, new in self._renamed.items() if new == field)]
+
+    def image_columns(self, field: str) -> Sequence[str]:
+        """Give the same, for there is one table."""
+        return self.columns(field)
 
     def known(self, fields: Sequence[Field]) -> frozenset[str]:
         """Take any name, unless a ``Table`` tells the columns."""

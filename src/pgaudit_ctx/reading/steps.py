@@ -4,25 +4,35 @@ They do no I/O, so the synchronous and the asynchronous reader drive the very sa
 """
 
 import datetime as dt
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import Executable, Select, func, inspect, select
 from sqlalchemy.exc import ProgrammingError
 
-from pgaudit_ctx.errors import DestinationNotReady, UsageError
+from pgaudit_ctx.errors import (
+    DestinationNotReady,
+    NotCaptured,
+    NotCaughtUp,
+    SourceAmbiguous,
+    UsageError,
+)
 from pgaudit_ctx.reading import query
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
-from pgaudit_ctx.reading.extent import Extent, extent_of
+from pgaudit_ctx.reading.compare import blame_of
+from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, extent_of
 from pgaudit_ctx.reading.history import History, HistoryFilters, check_filters, choose, version_at
 from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
 from pgaudit_ctx.reading.shape import ANY_SCHEMA, Renamed, Shape
 from pgaudit_ctx.reading.table_as_of import check_whole_table, select_table
 from pgaudit_ctx.reading.timeline import build_trail
 from pgaudit_ctx.reading.trail import Change
+from pgaudit_ctx.reading.transaction import Transaction, one_transaction
 from pgaudit_ctx.reading.version import ContextKeys, Trail, Version
+from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 R = TypeVar("R")
 D = TypeVar("D")
@@ -35,7 +45,16 @@ READ_ONLY: Final[dict[str, Any]] = {"postgresql_readonly": True}
 OF_THE_TRAIL: Final[dict[str, Any]] = {"mapper": inspect(Change)}
 """Which of a session's binds is asked for."""
 
-Steps: TypeAlias = Generator[Executable, Sequence[Any], R]
+_BETWEEN_LOOKS: Final = 0.05
+
+
+class Pause(NamedTuple):
+    """What a step asks for instead of a statement: to end the transaction, and wait."""
+
+    seconds: float
+
+
+Steps: TypeAlias = Generator[Executable | Pause, Any, R]
 
 
 @contextmanager
@@ -138,6 +157,88 @@ class Verbs(Generic[D]):
         extent = yield from self._extent(shape)
         check_whole_table(shape, extent, when, despite_gaps=despite_gaps)
         return select_table(shape, when, extent=extent)
+
+    def blame_steps(
+        self, model: Any, key: Any, schema: str | None, renamed: Renamed | None
+    ) -> Steps[Mapping[str, Version[Any]]]:
+        """Give the steps of ``blame``."""
+        return blame_of((yield from self._trail(self._shape(model, schema, renamed), key)))
+
+    def deleted_steps(
+        self,
+        model: Any,
+        since: dt.datetime | None,
+        until: dt.datetime | None,
+        limit: int | None,
+        schema: str | None,
+    ) -> Steps[list[Version[Any]]]:
+        """Give the steps of ``deleted``."""
+        shape = self._shape(model, schema)
+        first = shape.tables[0]
+        extent = yield from self._extent(shape)
+        emptied = yield query.select_last_truncate(extent, first)
+        last = tuple(emptied[0]) if emptied else None
+        gone = yield query.select_gone(extent, first, last, since=since, until=until, limit=limit)
+        found = [
+            Trail(
+                shape,
+                shape.keys(tuple(row.primary_key), extent.key_columns),
+                extent,
+                self.context_keys,
+            )
+            for row in gone
+        ]
+        if not found:
+            return []
+        rows = yield query.select_records(
+            extent, shape.tables, [key for trail in found for key in trail.keys.values()]
+        )
+        for trail in found:
+            build_trail(trail, [row for row in rows if query.belongs(row, trail.keys)])
+        return [trail.versions[-1] for trail in found if trail.versions]
+
+    def transaction_steps(
+        self, xid: int, commit_lsn: str | None, since: dt.datetime | None, until: dt.datetime | None
+    ) -> Steps[Transaction]:
+        """Give the steps of ``transaction``."""
+        filters: ChangeFilters = {
+            "transaction": xid,
+            "source": self.source,
+            "since": since,
+            "until": until,
+        }
+        statement = changes_of(None, None, self.context_keys, filters)
+        if commit_lsn is not None:
+            statement = statement.where(Change.commit_lsn == commit_lsn)
+        rows = yield statement
+        return one_transaction([Change(**row._asdict()) for row in reversed(rows)], xid)
+
+    def wait_steps(self, lsn: str | int, timeout: float) -> Steps[CompleteUpTo]:
+        """Give the steps of ``wait_for``."""
+        wanted = lsn if isinstance(lsn, int) else parse_lsn(lsn)
+        deadline = time.monotonic() + timeout
+        while True:
+            rows = yield query.select_progress(self.source, format_lsn(wanted))
+            if len(rows) > 1:
+                raise SourceAmbiguous(
+                    f"the trail holds several sources: {', '.join(row.source for row in rows)}. "
+                    "Remedy: pass source= to the reader, or to configure()"
+                )
+            if not rows:
+                raise NotCaptured(
+                    f"the trail holds no source {self.source or ''}. Remedy: start pgaudit-ctx "
+                    "worker, or check source="
+                )
+            if parse_lsn(rows[0].end_lsn) >= wanted and not rows[0].waiting:
+                return CompleteUpTo(rows[0].end_lsn, rows[0].complete_at, rows[0].epoch)
+            if time.monotonic() >= deadline:
+                why = "a change was rejected" if rows[0].waiting else "it is behind"
+                raise NotCaughtUp(
+                    f"after {timeout} s the trail of {rows[0].source!r} does not hold everything "
+                    f"up to {format_lsn(wanted)}: {why} (it is at {rows[0].end_lsn}). Remedy: see "
+                    "that the worker runs, or wait longer"
+                )
+            yield Pause(_BETWEEN_LOOKS)
 
     def changes_steps(
         self, model: Any, key: Any, limit: int | None, filters: ChangeFilters

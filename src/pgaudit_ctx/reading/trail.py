@@ -136,6 +136,20 @@ gaps = Table(
     Column("cause", Text),
 )
 
+snapshots = Table(
+    "snapshots",
+    TrailBase.metadata,
+    Column("source", Text),
+    Column("epoch", Integer),
+    Column("relation_oid", OID),
+    _lsn("lsn"),
+    Column("schema_name", Text),
+    Column("table_name", Text),
+    _time("taken_at"),
+    Column("after_key", ARRAY(Text)),
+    _time("finished_at"),
+)
+
 rejected = Table(
     "rejected",
     TrailBase.metadata,

@@ -1,7 +1,7 @@
 """Rebuilds the versions of one record from its changes; pure."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import HistoryUnknown
 from pgaudit_ctx.reading.extent import Extent, Table
-from pgaudit_ctx.reading.shape import Shape
+from pgaudit_ctx.reading.shape import Field, Shape
 from pgaudit_ctx.wal.lsn import parse_lsn
 
 M = TypeVar("M")
@@ -189,6 +189,16 @@ class Version(Generic[M]):
         """Whether the record was there, under this key, after the change."""
         moved_away = tuple(self.row.primary_key or ()) != self._trail.key
         return self.operation not in GONE and not moved_away
+
+    def fields(self, fields: Sequence[Field]) -> frozenset[str]:
+        """Give the names of attributes, and refuse those that the record does not have."""
+        return self._trail.shape.known(fields)
+
+    def is_sql_null(self, field: str) -> bool:
+        """Whether an attribute is NULL, and not the JSON value ``null``, which is ``None`` too."""
+        image = self._image()
+        found = [image[c] for c in self._trail.shape.image_columns(field) if c in image]
+        return not found or found[0] is None
 
     def instance(self) -> M:
         """Make a transient instance of the model with this version's attributes.
