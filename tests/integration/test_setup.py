@@ -9,7 +9,8 @@ from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import SourceNotReady
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.catalog import Publication, SourceTable, read_tables
-from pgaudit_ctx.source.setup import SourcePlan, SourceState, Step, plan
+from pgaudit_ctx.source.plan import SourcePlan, SourceState, plan
+from pgaudit_ctx.source.step import Step
 from support.database import Capture, Database, create_database
 from support.server import Server, server_of_its_own
 
@@ -94,7 +95,7 @@ def test_the_plan_adds_a_table_that_is_new() -> None:
         'ALTER PUBLICATION "pub" ADD TABLE "public"."b"',
     ]
     (step,) = made.steps
-    assert step.script.startswith("BEGIN; LOCK TABLE")
+    assert step.script.startswith("BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE")
 
 
 def test_the_plan_prepares_each_partition_but_publishes_the_root() -> None:
@@ -168,7 +169,8 @@ def test_the_tables_of_an_extension_are_left_alone(empty_database: Database) -> 
 def test_a_table_that_another_session_holds_is_not_published_but_named(
     source: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.source.setup._LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("pgaudit_ctx.source.setup.LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("pgaudit_ctx.source.setup._PAUSE_SECONDS", 0.01)
     with source.connect() as other, other.transaction():
         other.execute("LOCK TABLE dose IN ACCESS SHARE MODE")
         other.execute("LOCK TABLE patient IN ROW EXCLUSIVE MODE")
@@ -184,7 +186,8 @@ def test_a_table_that_another_session_holds_is_not_published_but_named(
 def test_a_partition_that_is_held_keeps_its_whole_table_back(
     empty_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.source.setup._LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("pgaudit_ctx.source.setup.LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr("pgaudit_ctx.source.setup._PAUSE_SECONDS", 0.01)
     empty_database.execute(
         "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
         "CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10)"
@@ -327,10 +330,15 @@ def test_setup_writes_down_that_it_ran_without_any_password(set_up_by_command: C
         "SELECT actor, command, arguments, result FROM pgaudit_ctx.operations"
     )
     assert (row.actor, row.command, row.result) == ("postgres", "setup", "done")
+    oid = row.arguments.pop("publication_oid")
+    assert set_up_by_command.source.execute("SELECT oid FROM pg_publication") == [(oid,)]
     assert row.arguments == {
         "slot": set_up_by_command.options.slot,
         "publication": "pgaudit_ctx",
         "name": None,
+        "source": set_up_by_command.source.name,
+        "selection": {"schemas": [], "tables": [], "exclude": []},
+        "max_slot_wal_keep_size": None,
     }
 
 

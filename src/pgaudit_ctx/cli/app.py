@@ -6,11 +6,15 @@ import typer
 
 from pgaudit_ctx import __version__
 from pgaudit_ctx.cli.demo import demo
+from pgaudit_ctx.cli.doctor import doctor
 from pgaudit_ctx.cli.options import out
 from pgaudit_ctx.cli.read import history, log
 from pgaudit_ctx.cli.rejected import app as rejected
 from pgaudit_ctx.cli.setup import setup
 from pgaudit_ctx.cli.snapshot import snapshot
+from pgaudit_ctx.cli.status import status
+from pgaudit_ctx.cli.teardown import teardown
+from pgaudit_ctx.cli.trial import trial
 from pgaudit_ctx.cli.work import worker
 
 app = typer.Typer(
@@ -38,6 +42,7 @@ def _main(
     """A complete audit trail for applications on SQLAlchemy and PostgreSQL."""
 
 
-for command in (setup, worker, snapshot, log, history, demo):
+for command in (setup, doctor, worker, status, snapshot, log, history, teardown, demo):
     app.command()(command)
+app.command("try")(trial)
 app.add_typer(rejected)

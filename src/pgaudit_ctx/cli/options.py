@@ -3,7 +3,8 @@
 import datetime as dt
 import enum
 import logging
-from typing import Annotated, TypeAlias
+import re
+from typing import Annotated, Final, TypeAlias
 
 import typer
 from rich.console import Console
@@ -51,6 +52,36 @@ def parse_moment(text: str) -> dt.datetime:
     if moment.tzinfo is None:
         raise UsageError(f"{text!r} has no time zone: append Z for UTC, or an offset like +02:00")
     return moment
+
+
+_SIZE: Final = re.compile(r"^(\d+)\s*(B|kB|MB|GB|TB)?$", re.IGNORECASE)
+_SIZES: Final = {"b": 0, "kb": 10, "mb": 20, "gb": 30, "tb": 40}
+_DURATION: Final = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|min|h|d)?$", re.IGNORECASE)
+_SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes as PostgreSQL writes one: ``16MB``.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size: write it like 16MB or 10GB")
+    return int(match[1]) << _SIZES[(match[2] or "B").lower()]
+
+
+def parse_duration(text: str) -> float:
+    """Read a number of seconds: ``90``, ``90s``, ``5min``, ``2h``.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a time: write it like 30s, 5min or 2h")
+    return float(match[1]) * _SECONDS[(match[2] or "s").lower()]
 
 
 LogLevel: TypeAlias = Annotated[
@@ -107,9 +138,21 @@ ReasonKey: TypeAlias = Annotated[
         "--reason-key", envvar="PGAUDIT_CTX_REASON_KEY", help="The context key that says why."
     ),
 ]
+Wait: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--wait", metavar="TIME", help="How long to wait, at most, for transactions that are open."
+    ),
+]
+Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do it without being asked.")]
 AsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="JSON Lines instead of text for people.")
 ]
+
+
+def optional(url: str | None, option: str) -> str | None:
+    """Give a URL as it was given, else from a secret's file, else ``None``."""
+    return url or secret_url(option) or None
 
 
 def needed(url: str | None, option: str) -> str:
@@ -118,8 +161,8 @@ def needed(url: str | None, option: str) -> str:
     Raises:
         UsageError: If it is not to be had.
     """
-    url = url or secret_url(option)
-    if not url:
+    url = optional(url, option)
+    if url is None:
         variable = f"PGAUDIT_CTX_{option.upper()}_URL"
         raise UsageError(
             f"no {option} was named. Remedy: pass --{option} postgresql://user@host/database, set "

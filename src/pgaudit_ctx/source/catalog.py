@@ -81,7 +81,8 @@ _TABLES: Final = f"""
             SELECT e.extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
             AND d.refclassid = 'pg_extension'::regclass
-        ) AS extension
+        ) AS extension,
+        pg_get_userbyid(c.relowner)::text AS owner, pg_has_role(c.relowner, 'USAGE') AS ours
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
         AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgaudit_ctx')
@@ -94,7 +95,7 @@ class SourceTable(NamedTuple):
 
     ``root`` is the oid of the partitioned table it belongs to, or its own. ``identity`` is
     ``pg_class.relreplident``: ``f`` FULL, ``d`` DEFAULT, ``n`` NOTHING, ``i`` an
-    index.
+    index. ``ours`` says that the role that looks may change the table.
     """
 
     oid: int
@@ -112,6 +113,8 @@ class SourceTable(NamedTuple):
     extension: str | None
     key_index: int = 0
     columns: Sequence[str] = ()
+    owner: str = ""
+    ours: bool = True
 
     @property
     def qualified(self) -> str:
@@ -143,6 +146,7 @@ class Publication(NamedTuple):
     withheld: list[str]
     via_root: bool
     filtered: list[str]
+    oid: int = 0
 
 
 class Identity(NamedTuple):
@@ -289,7 +293,7 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
     row = connection.execute(
         "SELECT array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END,"
         " CASE WHEN NOT pubupdate THEN 'update' END, CASE WHEN NOT pubdelete THEN 'delete' END,"
-        " CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL), pubviaroot"
+        " CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL), pubviaroot, oid"
         " FROM pg_publication WHERE pubname = %s",
         [publication],
     ).fetchone()
@@ -307,7 +311,7 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
                 [publication],
             )
         ]
-    return Publication(row[0], row[1], filtered)
+    return Publication(row[0], row[1], filtered, row[2])
 
 
 def read_identity(connection: Connection) -> Identity:

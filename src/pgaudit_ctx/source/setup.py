@@ -1,13 +1,12 @@
-"""What setup does to the source: a plan made from the catalog, pure, and then its execution.
+"""What setup does to the source: refuses what cannot be captured, then executes the plan.
 
-Order matters. REPLICA IDENTITY comes before publishing, because a published table without an
-identity makes the application's own UPDATE fail. The publication comes before the slot, because a
-slot decodes with the catalog as it was (PostgreSQL documentation: "Publication", "Replication
-Slots" and "ALTER TABLE … REPLICA IDENTITY").
+Each step is a short transaction of its own, so that a table that cannot be had now keeps nobody
+waiting, and running it again goes on where it ended.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Final, NamedTuple
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import errors, sql
@@ -23,44 +22,47 @@ from pgaudit_ctx.source.catalog import (
     read_slot,
     read_tables,
 )
+from pgaudit_ctx.source.grants import read_role
+from pgaudit_ctx.source.plan import EVERYTHING, SourcePlan, SourceState, Wishes, plan
+from pgaudit_ctx.source.step import LOCK_TIMEOUT, Step
 
 OLDEST_VERSION: Final = 14_00_00
-_VERSION_WITH_GENERATED: Final = 18_00_00
-_LOCK_TIMEOUT: Final = "2s"
 _ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.2
+WAIT_SECONDS: Final = 60.0
+"""So long the creation of the slot waits for transactions that are open."""
+
+# Who holds a lock on a table, the oldest first.
+_HOLDERS: Final = """
+    SELECT a.pid, a.state, coalesce(clock_timestamp() - a.xact_start, '0'), a.application_name
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.relation = %s AND l.granted AND a.pid <> pg_backend_pid()
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ORDER BY a.xact_start LIMIT 3"""
+# Whom the creation of a slot waits for: every transaction of the cluster that has written.
+_WRITERS: Final = """
+    SELECT pid, state, coalesce(clock_timestamp() - xact_start, '0'), application_name
+    FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+    UNION ALL
+    SELECT 0, 'prepared as ' || quote_literal(gid), clock_timestamp() - prepared, ''
+    FROM pg_prepared_xacts
+    ORDER BY 3 DESC"""
 
 
-class Step(NamedTuple):
-    """What is executed in one transaction, and what for; ``table`` where it is about only one."""
+class Session(NamedTuple):
+    """A session that we wait for, as it is told to people; ``pid`` 0 for a prepared transaction."""
 
-    statements: tuple[str, ...]
-    purpose: str
-    table: SourceTable | None = None
+    pid: int
+    state: str | None
+    age: Any
+    application: str | None
 
-    @property
-    def script(self) -> str:
-        """The same for psql."""
-        lines = self.statements
-        return f"{'; '.join(lines if len(lines) == 1 else ('BEGIN', *lines, 'COMMIT'))};"
-
-
-class SourcePlan(NamedTuple):
-    """What is to be done, and what cannot be captured, or not as well as the rest, and why."""
-
-    steps: Sequence[Step]
-    captured: Sequence[SourceTable]
-    left_out: Sequence[tuple[str, str]]
-    notes: Sequence[tuple[str, str]]
-
-
-class SourceState(NamedTuple):
-    """What the plan is made from."""
-
-    server_version: int
-    tables: Sequence[SourceTable]
-    publication: Publication | None
-    has_slot: bool
-    large_objects: int = 0
+    def __str__(self) -> str:
+        """Say who it is and for how long."""
+        who = f"process {self.pid}" if self.pid else "a transaction"
+        name = f", {self.application}" if self.application else ""
+        seconds = int(self.age.total_seconds())
+        return f"{who} ({self.state or 'state hidden'}{name}, open for {seconds} s)"
 
 
 def check_source(connection: Connection, slot: str) -> None:
@@ -117,127 +119,25 @@ def check_source(connection: Connection, slot: str) -> None:
         )
 
 
-def read_state(connection: Connection, slot: str, publication: str) -> SourceState:
-    """Read from the catalog what the plan needs."""
+def read_state(
+    connection: Connection, slot: str, publication: str, role: str | None = None
+) -> SourceState:
+    """Read from the catalog what the plan needs.
+
+    Args:
+        connection: To the source.
+        slot: The slot's name.
+        publication: The publication's name.
+        role: The role that will replicate, if it shall be made and given what it needs.
+    """
     return SourceState(
         connection.info.server_version,
         read_tables(connection, publication),
         read_publication(connection, publication),
         read_slot(connection, slot) is not None,
         count_large_objects(connection),
+        None if role is None else read_role(connection, role),
     )
-
-
-def plan(
-    state: SourceState, slot: str, publication: str, without: Collection[int] = ()
-) -> SourcePlan:
-    """Decide what has to be done so that every table is captured; pure, and empty when all is.
-
-    Args:
-        state: What :func:`read_state` gave.
-        slot: The slot's name.
-        publication: The publication's name.
-        without: Root oids of tables that could not be prepared, and so must not be published.
-
-    Returns:
-        The steps in order, the tables that will be captured, and those that cannot be.
-    """
-    steps: list[Step] = []
-    captured: list[SourceTable] = []
-    left_out: list[tuple[str, str]] = []
-    notes: list[tuple[str, str]] = []
-    for table in state.tables:
-        reason = _cannot_be_captured(table)
-        if reason is not None:
-            left_out.append((table.qualified, reason))
-            continue
-        if table.root in without:
-            continue
-        step = _identity_step(table)
-        if step is not None:
-            steps.append(step)
-        notes += [(table.qualified, note) for note in _notes(table)]
-        if not table.partition:
-            captured.append(table)
-    if state.large_objects:
-        left_out.append(
-            (
-                f"{state.large_objects} large object(s)",
-                "cannot be published: only the oid that a row holds is captured, not the content",
-            )
-        )
-    missing = [table for table in captured if not table.published]
-    steps += _publishing(state, publication, missing)
-    if not state.has_slot:
-        create_slot = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput')")
-        steps.append(
-            Step(
-                (_text(create_slot.format(sql.Literal(slot))),),
-                "the log is kept for us from here on (waits for transactions that are open now)",
-            )
-        )
-    return SourcePlan(steps, captured, left_out, notes)
-
-
-def _identity_step(table: SourceTable) -> Step | None:
-    if table.virtual_columns:
-        # FULL would make every UPDATE and DELETE of the application fail, and so does NOTHING.
-        if table.identity != "n":
-            return None
-        identity, purpose = "DEFAULT", f"the key of {table.qualified} reaches the log"
-    elif table.identity == "f":
-        return None
-    else:
-        identity, purpose = "FULL", f"old values of {table.qualified} reach the log"
-    alter = sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(_name(table), sql.SQL(identity))
-    return Step((_text(alter),), purpose, table)
-
-
-def _notes(table: SourceTable) -> list[str]:
-    notes = []
-    if table.virtual_columns:
-        notes.append(
-            "has virtual generated columns, which forbid REPLICA IDENTITY FULL: what an UPDATE or "
-            "DELETE replaced is not in the log, only its key"
-        )
-    if not table.key_columns and not table.partition:
-        notes.append(
-            "has no primary key: every change is captured, but no record has a history of its own"
-        )
-    if table.partitioned and not table.partition:
-        notes.append(
-            "is partitioned: a new partition is captured, but run setup again so that its old "
-            "values are (without a primary key its UPDATEs fail until then)"
-        )
-    return notes
-
-
-def _publishing(state: SourceState, publication: str, missing: list[SourceTable]) -> list[Step]:
-    name = sql.Identifier(publication)
-    if state.publication is not None:
-        return [_adding(state, name, table) for table in missing]
-    options = sql.SQL(
-        "publish_via_partition_root = true, publish_generated_columns = stored"
-        if state.server_version >= _VERSION_WITH_GENERATED
-        else "publish_via_partition_root = true"
-    )
-    tables = sql.SQL(", ").join([_name(table) for table in missing])
-    create = (
-        sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(name, tables, options)
-        if missing
-        else sql.SQL("CREATE PUBLICATION {} WITH ({})").format(name, options)
-    )
-    sent = f"{len(missing)} {'table is' if len(missing) == 1 else 'tables are'} sent"
-    return [Step((_text(create),), sent)]
-
-
-def _adding(state: SourceState, publication: sql.Identifier, table: SourceTable) -> Step:
-    add = _text(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(publication, _name(table)))
-    # Where the slot exists already, what a transaction wrote before this is never sent, even if it
-    # commits after it. The lock waits for such transactions.
-    lock = _text(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(_name(table)))
-    statements = (lock, add) if state.has_slot else (add,)
-    return Step(statements, f"{table.qualified} is sent from here on", table)
 
 
 def refuse_filters(publication: Publication, name: str) -> None:
@@ -264,19 +164,9 @@ def refuse_filters(publication: Publication, name: str) -> None:
         )
 
 
-def _cannot_be_captured(table: SourceTable) -> str | None:
-    if table.unlogged:
-        return "is UNLOGGED, so its changes never reach the write-ahead log"
-    if table.extension is not None:
-        return f"belongs to the extension {table.extension}"
-    if table.remote:
-        return "is a foreign table, so its changes are in another server's write-ahead log"
-    if table.virtual_columns and not table.key_columns:
-        return (
-            "has virtual generated columns, which forbid REPLICA IDENTITY FULL, and no primary "
-            "key: publishing it would make the application's UPDATE fail"
-        )
-    return None
+def open_writers(connection: Connection) -> Sequence[Session]:
+    """Give the sessions that the creation of a slot would wait for, the oldest first."""
+    return [Session(*row) for row in connection.execute(_WRITERS)]
 
 
 def run(
@@ -284,6 +174,11 @@ def run(
     slot: str,
     publication: str,
     report: Callable[[Step], None] = lambda _: None,
+    *,
+    wishes: Wishes = EVERYTHING,
+    role: str | None = None,
+    wait: float = WAIT_SECONDS,
+    waiting: Callable[[Sequence[Session]], None] = lambda _: None,
 ) -> tuple[SourcePlan, list[tuple[Step, str]]]:
     """Plan and execute, each step in a short transaction of its own.
 
@@ -295,63 +190,130 @@ def run(
         slot: The slot's name.
         publication: The publication's name.
         report: Called before each step.
+        wishes: Which tables, with which identity.
+        role: The role that will replicate, if it shall be made and given what it needs.
+        wait: Seconds to wait, at most, for transactions that are open when the slot is made.
+        waiting: Called with the sessions that the slot waits for, if there are any.
 
     Returns:
-        The plan of what was done, and the steps of tables that could not be done, with the reason.
+        The plan of what was done, and the steps that could not be done, with the reason: those of
+        single tables, and optional ones.
 
     Raises:
         DatabaseError: If the server refuses something that is not about one table.
-        SourceNotReady: If the publication that exists leaves something out.
+        SourceNotReady: If the publication leaves something out or is missing beside a slot, or if
+            transactions stay open for too long.
     """
-    state = read_state(connection, slot, publication)
+    state = read_state(connection, slot, publication, role)
     if state.publication is not None:
         refuse_filters(state.publication, publication)
+    elif state.has_slot:
+        raise SourceNotReady(
+            f"the slot {slot!r} is there, but no publication {publication!r}: what was written "
+            "before a new one is made could not be read through this slot. Remedy: "
+            "pgaudit-ctx setup --recreate-slot --yes, which writes down the gap"
+        )
     failed: list[tuple[Step, str]] = []
     without: set[int] = set()
-    for step in plan(state, slot, publication).steps:
-        if step.table is None or step.table.root in without:
+    for step in plan(state, slot, publication, wishes=wishes).steps:
+        if not step.optional and (step.table is None or step.table.root in without):
             continue
         report(step)
-        reason = _run_step(connection, step)
+        reason = take_step(connection, step)
         if reason is not None:
             failed.append((step, reason))
-            without.add(step.table.root)
-    done = plan(state, slot, publication, without)
+            without |= {step.table.root} if step.table is not None else set()
+    done = plan(state, slot, publication, without, wishes)
     for step in done.steps:
-        if step.table is None:
-            report(step)
-            reason = _run_step(connection, step)
-            if reason is not None:
-                raise SourceNotReady(
-                    f"cannot run {step.script!r}: {reason}. Remedy: run setup again"
-                )
+        if step.table is not None or step.optional:
+            continue
+        report(step)
+        if step.waits:
+            _make_slot(connection, step, wait, waiting)
+        elif (reason := take_step(connection, step)) is not None:
+            raise SourceNotReady(f"cannot run {step.script!r}: {reason}. Remedy: run setup again")
     return done, failed
 
 
-def _run_step(connection: Connection, step: Step) -> str | None:
-    """Execute one step; gives the reason if it is this table's own."""
-    # Waiting for a lock makes everyone behind us wait too, so each wait is short.
-    for _ in range(_ATTEMPTS):
+def take_step(connection: Connection, step: Step) -> str | None:
+    """Execute one step in a short transaction, again if it cannot have a lock.
+
+    Args:
+        connection: To the source, in autocommit mode.
+        step: What to do.
+
+    Returns:
+        Why it could not be done, if that is the table's own affair or the step is optional.
+
+    Raises:
+        DatabaseError: If the server refuses something else.
+    """
+    # Waiting for a lock makes everyone behind us wait too, so each wait is short, and between two
+    # of them there is time for those who waited.
+    for attempt in range(_ATTEMPTS):
         try:
-            with connection.transaction():
-                connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-                for statement in step.statements:
-                    connection.execute(sql.SQL(statement))
+            _execute(connection, step)
         except errors.LockNotAvailable:
+            time.sleep(_PAUSE_SECONDS * (attempt + 1))
             continue
-        except (errors.InsufficientPrivilege, errors.UndefinedTable) as error:
-            if step.table is not None:
+        except (
+            errors.InsufficientPrivilege,
+            errors.UndefinedTable,
+            errors.UndefinedObject,
+        ) as error:
+            if step.table is not None or step.optional:
                 return error.diag.message_primary or "the server refuses"
             raise refusal(error, f"run {step.script!r} on the source") from None
         except psycopg.Error as error:
+            if step.optional and isinstance(error, errors.DuplicateObject):
+                return None  # somebody else was faster
             raise refusal(error, f"run {step.script!r} on the source") from None
         return None
-    return "another session holds it locked"
+    return _who_holds(connection, step.table)
 
 
-def _name(table: SourceTable) -> sql.Identifier:
-    return sql.Identifier(table.schema, table.name)
+def _execute(connection: Connection, step: Step) -> None:
+    if step.alone:
+        for statement in step.statements:
+            connection.execute(sql.SQL(statement))
+        return
+    with connection.transaction():
+        connection.execute(sql.SQL(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+        for statement in step.statements:
+            connection.execute(sql.SQL(statement))
 
 
-def _text(statement: sql.Composable) -> str:
-    return statement.as_string(None)
+def _who_holds(connection: Connection, table: SourceTable | None) -> str:
+    held = "another session holds it locked"
+    if table is None:
+        return held
+    holders = [str(Session(*row)) for row in connection.execute(_HOLDERS, [table.oid])]
+    return f"{held}: {', '.join(holders)}" if holders else held
+
+
+def _make_slot(
+    connection: Connection,
+    step: Step,
+    wait: float,
+    waiting: Callable[[Sequence[Session]], None],
+) -> None:
+    before = open_writers(connection)
+    if before:
+        waiting(before)
+    try:
+        with connection.transaction():
+            timeout = sql.SQL("SET LOCAL statement_timeout = {}").format(int(wait * 1000))
+            connection.execute(timeout)
+            for statement in step.statements:
+                connection.execute(sql.SQL(statement))
+    except errors.QueryCanceled:
+        pids = {session.pid for session in before}
+        still = [session for session in open_writers(connection) if session.pid in pids]
+        raise SourceNotReady(
+            f"the slot could not be made within {wait:.0f} s, because transactions that were open "
+            f"before are open still: {', '.join(map(str, still or before))}. Remedy: end them "
+            "(SELECT pg_terminate_backend(pid)), or wait for longer with --wait; then run setup "
+            "again, which goes on where it ended"
+        ) from None
+    except psycopg.Error as error:
+        raise refusal(error, f"run {step.script!r} on the source") from None

@@ -1,0 +1,1 @@
+"""What ``pgaudit-ctx doctor`` and ``status`` look at: facts gathered once, then pure checks."""

@@ -1,0 +1,242 @@
+"""From a server as it comes to the first captured change, led by nothing but the doctor."""
+
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import trustme
+
+from pgaudit_ctx.doctor.finding import Finding, State
+from pgaudit_ctx.embedded import EmbeddedPostgres
+from support.clinic import Base
+from support.database import Capture, create_database
+from support.doctor import ask, follow, run_step, steps
+from support.server import Server, server_of_its_own
+from support.waiting import eventually
+
+
+class PlainServer:
+    """A server of its own: wal_level as it comes, reachable from elsewhere, with TLS if it can."""
+
+    def __init__(self, made: EmbeddedPostgres, address: str, port: int) -> None:
+        self.made, self.address, self.port = made, address, port
+
+    def url(self, database: str) -> str:
+        return f"{self.made.url(database)}&port={self.port}"
+
+    def remote_url(self, database: str, more: str = "") -> str:
+        return f"postgresql://postgres@{self.address}:{self.port}/{database}?{more}"
+
+    @property
+    def data(self) -> str:
+        return str(self.made._data)
+
+    def pg_ctl(self, command: str) -> None:
+        """Run a command of pg_ctl as the user that the server belongs to."""
+        words = shlex.split(command)
+        assert words[0] == "pg_ctl"
+        subprocess.run(
+            [str(self.made.binaries / words[0]), *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.made.directory,
+            check=True,
+            timeout=60,
+            start_new_session=True,
+            **self.made._privileges(),
+        )
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback, else loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def speaks_tls(made: EmbeddedPostgres) -> bool:
+    built = subprocess.run(
+        [str(made.binaries / "pg_config"), "--configure"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "openssl" in built.stdout
+
+
+@pytest.fixture(scope="module")
+def plain(server: Server) -> Iterator[PlainServer]:
+    address, port = own_address(), free_port()
+    with server_of_its_own(server, {"port": str(port)}) as made:
+        made.stop()
+        for name in ("wal_level", "max_replication_slots", "max_wal_senders"):
+            made._settings.pop(name)
+        authority = trustme.CA()
+        certificate = authority.issue_cert(address)
+        data = made._data
+        certificate.private_key_pem.write_to_path(str(data / "server.key"))
+        certificate.cert_chain_pems[0].write_to_path(str(data / "server.crt"))
+        authority.cert_pem.write_to_path(str(made.directory / "authority.pem"))
+        for name in ("server.key", "server.crt"):
+            (data / name).chmod(0o600)
+            if made._user is not None:
+                os.chown(data / name, made._user.pw_uid, made._user.pw_gid)
+        with (data / "pg_hba.conf").open("a") as hba:
+            hba.write("host all all 0.0.0.0/0 trust\n")
+        made._settings |= {"listen_addresses": address, "ssl": "on" if speaks_tls(made) else "off"}
+        made.start()
+        plain = PlainServer(made, address, port)
+        yield plain
+        if made._process is None or made._process.poll() is not None:
+            plain.pg_ctl(f"pg_ctl stop -m immediate -D {plain.data}")
+
+
+@pytest.fixture
+def stranger(plain: PlainServer) -> Iterator[Capture]:
+    """An application's database, and an empty one for the trail; nobody has set up anything."""
+    source = create_database(plain)
+    Base.metadata.create_all(source.engine())
+    made = Capture(source, create_database(plain))
+    made.options = made.options._replace(slot="pgaudit_ctx")
+    yield made
+    source.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE database = current_database()"
+    )
+
+
+def first_problem(capture: Capture) -> Finding | None:
+    return next((f for f in ask(capture).values() if f.state is State.PROBLEM), None)
+
+
+def test_nothing_but_the_doctor_leads_from_a_plain_server_to_a_captured_change(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    stranger.source.execute("ALTER SYSTEM RESET wal_level")
+    plain.pg_ctl(f"pg_ctl restart -D {plain.data}")
+    seen = []
+    while finding := first_problem(stranger):
+        seen.append(finding.check)
+        assert len(seen) == len(set(seen)), f"{finding} came back"
+        for step in steps(finding):
+            if step.startswith("pg_ctl "):
+                plain.pg_ctl(step)
+            else:
+                run_step(stranger, finding, step)
+    assert seen[0] == "wal_level"
+    stranger.source.execute("INSERT INTO patient (id, name, status) VALUES (1, 'a', 'ACTIVE')")
+    follow(stranger, ask(stranger)["worker"])
+    (change,) = stranger.changes("patient")
+    assert change.after["name"] == "a"
+
+
+def logical(plain: PlainServer, capture: Capture, **settings: str) -> None:
+    for name, value in {"wal_level": "logical", **settings}.items():
+        capture.source.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+    plain.pg_ctl(f"pg_ctl restart -D {plain.data}")
+
+
+def test_a_server_without_a_free_slot_or_walsender_is_named(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    logical(plain, stranger, max_replication_slots="1", max_wal_senders="0")
+    stranger.source.execute("SELECT pg_create_physical_replication_slot('theirs')")
+    for check in ("max_replication_slots", "max_wal_senders"):
+        finding = ask(stranger)[check]
+        assert finding.state is State.PROBLEM, finding
+        for step in steps(finding):
+            if step.startswith("pg_ctl "):
+                plain.pg_ctl(step)
+            else:
+                run_step(stranger, finding, step)
+        assert ask(stranger)[check].state is State.OK
+    stranger.source.execute("SELECT pg_drop_replication_slot('theirs')")
+
+
+def test_a_slot_that_was_lost_to_the_disk_limit_is_named_and_replaced_with_a_gap(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    logical(plain, stranger, max_slot_wal_keep_size="1MB", max_replication_slots="10")
+    stranger.setup()
+    stranger.run()
+    for _ in range(3):
+        stranger.source.execute("SELECT pg_logical_emit_message(true, 'x', repeat('x', 2000000))")
+        stranger.source.execute("SELECT pg_switch_wal()")
+    stranger.source.execute("CHECKPOINT")
+    finding = ask(stranger)["slot_wal_status"]
+    assert finding.evidence.startswith("lost")
+    follow(stranger, finding)
+    assert ask(stranger)["slot_wal_status"].state is State.OK
+    assert len(stranger.destination.execute("SELECT 1 FROM pgaudit_ctx.gaps")) == 1
+    stranger.source.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    stranger.source.execute("SELECT pg_reload_conf()")
+
+
+def test_a_wrong_password_is_a_finding_that_names_the_url(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    hba = plain.made._data / "pg_hba.conf"
+    before = hba.read_text()
+    stranger.source.execute("DROP ROLE IF EXISTS locked; CREATE ROLE locked LOGIN PASSWORD 'right'")
+    hba.write_text(f"local all locked scram-sha-256\n{before}")
+    stranger.source.execute("SELECT pg_reload_conf()")
+    try:
+        good = stranger.options.source.replace("postgres@", "locked:right@")
+        eventually(lambda: not connects(good.replace("right", "wrong")), "the server reloads")
+        stranger.options = stranger.options._replace(source=good.replace("right", "wrong"))
+        finding = ask(stranger)["source_connection"]
+        assert finding.state is State.PROBLEM
+        assert "check user and password" in finding.remedy
+        assert "wrong" not in finding.evidence.replace("wrong password", "")
+        stranger.options = stranger.options._replace(source=good)
+        assert ask(stranger)["source_connection"].state is State.OK
+    finally:
+        hba.write_text(before)
+        stranger.source.execute("SELECT pg_reload_conf()")
+
+
+def connects(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_plain_text_to_another_machine_is_a_problem_and_an_unchecked_server_a_warning(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    if plain.address.startswith("127."):
+        pytest.skip("this machine has no other address than loopback")
+    local = stranger.options
+
+    def seen(more: str) -> Finding:
+        url = plain.remote_url(stranger.source.name, more)
+        stranger.options = local._replace(source=url)
+        return ask(stranger)["source_tls"]
+
+    found = seen("sslmode=disable")
+    assert found.state is State.PROBLEM
+    assert "sslmode=verify-full" in found.remedy
+    if speaks_tls(plain.made):
+        found = seen("sslmode=require")
+        assert found.state is State.WARNING
+        assert "sslmode=verify-full" in found.remedy
+        authority = plain.made.directory / "authority.pem"
+        assert seen(f"sslmode=verify-full&sslrootcert={authority}").state is State.OK
+    stranger.options = local
+    assert ask(stranger)["source_tls"].state is State.OK
