@@ -23,6 +23,7 @@ from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.errors import ConnectionFailed, SourceNotReady
 from pgaudit_ctx.source import catalog, setup
 from pgaudit_ctx.source.keys import KeyHistory
+from pgaudit_ctx.source.plan import SourceState, plan
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.urls import libpq_url
 from pgaudit_ctx.wal.encodings import codec_for
@@ -111,9 +112,9 @@ class Tail:
     def _begin_capture(self) -> None:
         # As in setup: first the publication, then the slot, which decodes with what was there then,
         # and only then the tables. But this slot is not one that stays.
-        bare = setup.SourceState(self._control.info.server_version, [], None, has_slot=True)
+        bare = SourceState(self._control.info.server_version, [], None, has_slot=True)
         try:
-            for step in setup.plan(bare, self.name, self.name).steps:
+            for step in plan(bare, self.name, self.name).steps:
                 for statement in step.statements:
                     self._control.execute(sql.SQL(statement))
             self._stream.create_temporary_slot()
