@@ -108,6 +108,10 @@ SOURCE_DAMAGE: dict[str, tuple[str, str]] = {
         "ALTER PUBLICATION pgaudit_ctx SET (publish_via_partition_root = false)",
     ),
     "no publication beside the slot": ("publication", "DROP PUBLICATION pgaudit_ctx"),
+    "a publication for all tables": (
+        "publication_filters",
+        "DROP PUBLICATION pgaudit_ctx; CREATE PUBLICATION pgaudit_ctx FOR ALL TABLES",
+    ),
     "a row filter": (
         "publication_filters",
         "ALTER PUBLICATION pgaudit_ctx SET TABLE patient WHERE (id > 5), dose, sample",

@@ -147,6 +147,30 @@ def test_setup_says_whom_the_slot_waits_for_before_it_waits(bare: Capture) -> No
         assert [session.pid for session in seen] == [other.info.backend_pid]
 
 
+def test_a_publication_for_all_tables_is_refused_with_the_reason(bare: Capture) -> None:
+    bare.source.execute("CREATE PUBLICATION pgaudit_ctx FOR ALL TABLES")
+    with pytest.raises(SourceNotReady, match="would capture itself"):
+        command(bare, "setup")
+    assert identity(bare, "patient") == "d"
+
+
+def test_a_trail_in_the_audited_database_does_not_capture_itself(source: Database) -> None:
+    both = Capture(source, source)
+    set_up(both)
+    source.execute("INSERT INTO patient (id, name, status) VALUES (1, 'a', 'ACTIVE')")
+    both.run()
+    assert len(both.changes()) == 1
+
+
+def test_for_a_table_that_is_new_a_snapshot_is_offered(bare: Capture) -> None:
+    assert "snapshot" not in set_up(bare)
+    bare.source.execute("CREATE TABLE new (id int PRIMARY KEY); INSERT INTO new VALUES (1)")
+    (offered,) = re.findall(r"pgaudit-ctx (snapshot public.new)", set_up(bare))
+    assert command(bare, *offered.split()).exit_code == 0
+    (row,) = bare.changes("new")
+    assert (row.operation, row.after) == ("SNAPSHOT", {"id": 1})
+
+
 @pytest.fixture
 def twin(server: Server, source_template: str) -> Iterator[Capture]:
     made = Capture(create_database(server, source_template), create_database(server))

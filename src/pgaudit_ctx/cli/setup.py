@@ -347,10 +347,19 @@ def _tell(done: SourcePlan, failed: Sequence[tuple[Step, str]], publication: str
     if not done.steps:
         out.print("[bold]source[/bold]       nothing to do")
     out.print(f"[bold]captured[/bold]     {len(done.captured)} table(s)")
+    # Beside a slot that was there already a table is added by a step of its own.
+    added = [step.table for step in done.steps if step.table and step.statements[0][:4] == "LOCK"]
+    if added:
+        names = " ".join(table.qualified for table in added)
+        out.print(f"next         pgaudit-ctx snapshot {names}, for the rows they hold already")
     for table, reason in done.left_out:
         err.print(f"[yellow]not captured[/yellow] {table}: {reason}")
     for table, note in done.notes:
         err.print(f"[yellow]note[/yellow]         {table}: {note}")
+    _tell_failed(failed, publication)
+
+
+def _tell_failed(failed: Sequence[tuple[Step, str]], publication: str) -> None:
     left = [(step, reason) for step, reason in failed if step.table is None]
     if left:
         err.print(

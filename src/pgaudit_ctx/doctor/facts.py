@@ -106,9 +106,7 @@ class Source(NamedTuple):
     time: dt.datetime
     slot: Slot | None
     publication: Publication | None
-    publication_oid: int | None
     publication_age: int | None
-    all_tables: bool
     publishes_generated: bool
     tables: Sequence[SourceTable]
     details: Mapping[int, TableDetail]

@@ -12,6 +12,7 @@ from pgaudit_ctx.wal.lsn import format_lsn
 
 _VERSION_WITH_FAILOVER: Final = 17_00_00
 _OURS: Final = "pgaudit_ctx"
+_ANEW: Final = ("--recreate-slot", "--yes")
 
 
 def checkpoint_of(facts: Facts) -> CheckpointFacts | None:
@@ -43,7 +44,7 @@ def check_publication(facts: Facts, source: Source) -> Iterator[Finding]:
 def _filters(facts: Facts, name: str, source: Source) -> Finding:
     check, publication = "publication_filters", source.publication
     assert publication is not None  # noqa: S101 - its caller looked
-    if source.all_tables:
+    if publication.all_tables:
         return Finding(
             check,
             Group.SOURCE,
@@ -51,7 +52,8 @@ def _filters(facts: Facts, name: str, source: Source) -> Finding:
             f"{name} is FOR ALL TABLES, so the trail's own tables would be captured into the trail "
             "where both are in one database, and each new table breaks its own UPDATE until it "
             "has an identity",
-            f"on the source run `DROP PUBLICATION {name}`, then run `pgaudit-ctx doctor` again",
+            f"on the source run `DROP PUBLICATION {name}`, then run "
+            + command(facts.names, "setup", *(() if source.slot is None else _ANEW)),
         )
     if publication.withheld:
         return Finding(
@@ -92,7 +94,8 @@ def _order(facts: Facts, source: Source) -> Finding:
     known = trail.decided.get("publication_oid") if trail is not None else None
     # Where setup did not write down which one it was, the slot's horizon tells; but that may lie
     # before the slot's own beginning, so it is no proof of the contrary.
-    older = age > slot.catalog_xmin_age if known is None else known == source.publication_oid
+    oid = None if source.publication is None else source.publication.oid
+    older = age > slot.catalog_xmin_age if known is None else known == oid
     if older or (slot.active_pid is not None and known is None):
         return Finding(check, Group.SOURCE, State.OK, "older than the place the slot reads from")
     return Finding(

@@ -36,7 +36,7 @@ _SLOT: Final = """
     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
     WHERE s.slot_name = %s"""
 _PUBLICATION: Final = """
-    SELECT oid, age(xmin), puballtables, {} FROM pg_publication WHERE pubname = %s"""
+    SELECT age(xmin), {} FROM pg_publication WHERE pubname = %s"""
 _DETAILS: Final = """
     SELECT c.oid, greatest(c.reltuples, 0) AS rows, pg_relation_size(c.oid) AS bytes,
         coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0) AS toast_bytes,
@@ -73,23 +73,24 @@ def read_source(connection: Connection, names: Names, *, thorough: bool = True) 
     assert used is not None  # noqa: S101 - functions without FROM give one row
     tables = catalog.read_tables(connection, names.publication) if thorough else []
     if server.in_recovery:
+        # Its log cannot be asked, and nothing more is checked then.
         position = catalog.Position(0, _now(connection))
+        identity = catalog.Identity(0, 0, server.database, 0)
     else:
         position = catalog.read_position(connection)
-    oid, age, all_tables, generated = _publication(connection, names.publication)
+        identity = catalog.read_identity(connection)
+    age, generated = _publication(connection, names.publication)
     return Source(
         server,
         used[0],
         used[1],
         used[2],
-        catalog.read_identity(connection),
+        identity,
         position.lsn,
         position.time,
         _slot(connection, names.slot),
         catalog.read_publication(connection, names.publication),
-        oid,
         age,
-        all_tables,
         generated,
         tables,
         {detail.oid: detail for detail in _details(connection, tables)},
@@ -121,17 +122,17 @@ def _slot(connection: Connection, name: str) -> Slot | None:
     )
 
 
-def _publication(connection: Connection, name: str) -> tuple[int | None, int | None, bool, bool]:
+def _publication(connection: Connection, name: str) -> tuple[int | None, bool]:
     generated = (
         "pubgencols = 's'" if connection.info.server_version >= _VERSION_WITH_GENERATED else "true"
     )
     row = connection.execute(
-        sql.SQL(
-            "SELECT oid, age(xmin), puballtables, {} FROM pg_publication WHERE pubname = %s"
-        ).format(sql.SQL(generated)),
+        sql.SQL("SELECT age(xmin), {} FROM pg_publication WHERE pubname = %s").format(
+            sql.SQL(generated)
+        ),
         [name],
     ).fetchone()
-    return row if row is not None else (None, None, False, True)
+    return row if row is not None else (None, True)
 
 
 def _details(connection: Connection, tables: Sequence[SourceTable]) -> Iterator[TableDetail]:

@@ -140,13 +140,15 @@ class SlotState(NamedTuple):
 class Publication(NamedTuple):
     """What a publication leaves out: operations, and rows or columns of ``filtered`` tables.
 
-    ``via_root`` says that changes of partitions are sent under the partitioned table's name.
+    ``via_root`` says that changes of partitions are sent under the partitioned table's name,
+    ``all_tables`` that it is FOR ALL TABLES.
     """
 
     withheld: list[str]
     via_root: bool
     filtered: list[str]
     oid: int = 0
+    all_tables: bool = False
 
 
 class Identity(NamedTuple):
@@ -293,7 +295,7 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
     row = connection.execute(
         "SELECT array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END,"
         " CASE WHEN NOT pubupdate THEN 'update' END, CASE WHEN NOT pubdelete THEN 'delete' END,"
-        " CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL), pubviaroot, oid"
+        " CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL), pubviaroot, oid, puballtables"
         " FROM pg_publication WHERE pubname = %s",
         [publication],
     ).fetchone()
@@ -311,7 +313,7 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
                 [publication],
             )
         ]
-    return Publication(row[0], row[1], filtered, row[2])
+    return Publication(row[0], row[1], filtered, row[2], row[3])
 
 
 def read_identity(connection: Connection) -> Identity:

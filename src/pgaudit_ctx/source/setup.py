@@ -146,6 +146,13 @@ def refuse_filters(publication: Publication, name: str) -> None:
     Raises:
         SourceNotReady: With the statement that mends it.
     """
+    if publication.all_tables:
+        raise SourceNotReady(
+            f"the publication {name!r} is FOR ALL TABLES: a trail in the same database would "
+            "capture itself, and each new table's UPDATE fails until it has an identity. Remedy: "
+            f"choose another name with --publication, or DROP PUBLICATION {name} and run "
+            "pgaudit-ctx setup, which lists the tables"
+        )
     if publication.withheld:
         raise SourceNotReady(
             f"the publication {name!r} does not send {', '.join(publication.withheld)}. Remedy: "
