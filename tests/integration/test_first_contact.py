@@ -13,8 +13,9 @@ import trustme
 from pgaudit_ctx.doctor.finding import Finding, State
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from support.clinic import Base
+from support.command import start, urls_of
 from support.database import Capture, create_database
-from support.doctor import ask, follow, run_step, steps
+from support.doctor import ask, command, follow, run_step, steps
 from support.server import Server, server_of_its_own
 from support.waiting import eventually
 
@@ -142,6 +143,14 @@ def test_nothing_but_the_doctor_leads_from_a_plain_server_to_a_captured_change(
     follow(stranger, ask(stranger)["worker"])
     (change,) = stranger.changes("patient")
     assert change.after["name"] == "a"
+    worker = start("worker", env=urls_of(stranger))
+    try:
+        eventually(lambda: ask(stranger)["worker"].state is State.OK, "the worker reads the slot")
+        tried = command(stranger, "try")
+        assert tried.exit_code == 0, tried.output
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=30)
 
 
 def logical(plain: PlainServer, capture: Capture, **settings: str) -> None:
