@@ -8,9 +8,11 @@ import pytest
 from psycopg import errors
 
 from pgaudit_ctx.doctor.finding import State
+from support.command import start, urls_of
 from support.database import Capture, Database, create_database, drop_database
 from support.doctor import ask, command
 from support.server import Server
+from support.waiting import eventually
 
 ADD_CHANGE = (
     "INSERT INTO pgaudit_ctx.changes (source, epoch, commit_lsn, ordinal, transaction_id,"
@@ -248,6 +250,15 @@ def test_a_role_that_is_no_superuser_sets_up_what_it_owns_and_names_the_rest(
             " WHERE m.roleid = 'rds_replication'::regrole AND r.rolname LIKE 'rented%'"
         )
         assert [row.rolname for row in memberships] == ["rented_replication"]
+        worker = start("worker", env={**urls_of(capture), **environment})
+        try:
+            eventually(lambda: ask(capture)["worker"].state is State.OK, "the worker reads")
+            tried = command(capture, "try", more=environment)
+            assert tried.exit_code == 0, tried.output
+            assert [f for f in ask(capture).values() if f.state is State.PROBLEM] == []
+        finally:
+            worker.terminate()
+            worker.communicate(timeout=30)
     finally:
         for end in ends:
             drop_database(end)
