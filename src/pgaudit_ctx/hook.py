@@ -7,6 +7,7 @@ before it does anything. What is emitted, and when, is decided in ``emission/``.
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -17,13 +18,14 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import QueuePool
 
 from pgaudit_ctx.emission.composer import Composer, Provider
-from pgaudit_ctx.emission.emitted import Emitted, emitted_of
+from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_of
 from pgaudit_ctx.emission.explain import Explainer
 from pgaudit_ctx.emission.own_statements import EMIT, claim
 from pgaudit_ctx.emission.transactions import driver_connection
 from pgaudit_ctx.errors import UsageError
 
 log = logging.getLogger(__name__)
+_attending: Final = threading.Lock()
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
@@ -173,13 +175,15 @@ def _listen_to_sessions(sessions: Any, explainer: Explainer) -> _Handlers:
 
 def _attend(dialect: "Dialect", explainer: Explainer) -> None:
     """Listen to the events in which a dialect hands statements to the driver; idempotent."""
-    explainers = _attended.get(dialect)
-    if explainers is None:
-        explainers = _attended[dialect] = weakref.WeakSet()
-        for name, handle in _HANDLERS:
-            # Ours goes first: whoever executes the statement keeps the others from being asked.
-            event.listen(dialect, name, handle, insert=True)
-    explainers.add(explainer)
+    with _attending:
+        explainers = _attended.get(dialect)
+        if explainers is None:
+            explainers = weakref.WeakSet()
+            for name, handle in _HANDLERS:
+                # Ours goes first: whoever executes a statement keeps the others from being asked.
+                event.listen(dialect, name, handle, insert=True)
+            _attended[dialect] = explainers
+        explainers.add(explainer)
 
 
 def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
@@ -225,8 +229,10 @@ def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], Non
 def _explainer_of(connection: Connection, state: Emitted) -> Explainer | None:
     """Find who explains a transaction: whom its session has, or whom the engine has."""
     explainer: Explainer | None = state.explainer
-    if explainer is not None and explainer.active:
-        return explainer
+    if explainer is not None:
+        if explainer.active:
+            return explainer
+        state.text = UNKNOWN  # it was uninstalled meanwhile, and no longer followed
     engine: Engine | None = connection.engine
     while engine is not None:
         explainer = state.explainer = _explainers.get(engine)
@@ -239,7 +245,8 @@ def _explainer_of(connection: Connection, state: Emitted) -> Explainer | None:
 
 def _take_over_cursors(engine: Engine, explainer: Explainer) -> _Handlers:
     """Let the driver's own cursors emit by themselves, where the driver can do that."""
-    if engine.dialect.driver != "psycopg":
+    # The pool of an engine made by execution_options() is that of the engine it was made of.
+    if engine.dialect.driver != "psycopg" or hasattr(engine, "_proxied"):
         return []
     dialect, pool = engine.dialect, engine.pool
 

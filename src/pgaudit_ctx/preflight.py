@@ -2,20 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pgaudit_ctx.continuity import SourceFacts, judge
+from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination import ledger
-from pgaudit_ctx.destination.coverage import (
-    CoveredTable,
-    RecordedFilters,
-    filters_in_force,
-    record_coverage,
-)
 from pgaudit_ctx.destination.schema import Connection, check_schema
-from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady, UsageError
+from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source, refuse_filters
 from pgaudit_ctx.source.stream import slot_busy
@@ -99,13 +92,14 @@ def begin_capture(
         )
     refuse_filters(publication, options.publication)
     position = catalog.read_position(source)
+    first = None
     if checkpoint is None:
         slot = catalog.read_slot(source, options.slot)
         if slot is None or slot.wal_status == "lost":
             raise slot_missing(options.slot, name, None)
         # The slot came after the publication, so what is published now was published then.
-        position = position._replace(lsn=slot.confirmed_flush)
-        first = ledger.Checkpoint(
+        first = position._replace(lsn=slot.confirmed_flush)
+        begins = ledger.Checkpoint(
             options.slot,
             1,
             0,
@@ -114,21 +108,19 @@ def begin_capture(
             identity.timeline,
             identity.database_oid,
         )
-        ledger.open_trail(destination, name, first, position.time)
-        checkpoint = ledger.read_checkpoint(destination, name) or first
+        ledger.open_trail(destination, name, begins, position.time)
+        checkpoint = ledger.read_checkpoint(destination, name) or begins
     else:
         checkpoint = _go_on(source, destination, options, name, checkpoint, identity, position)
-    published = [
-        table
-        for table in catalog.read_tables(source, options.publication)
-        if table.published and not table.partition
-    ]
-    known = filters_in_force(destination, name) if keep_filters else {}
-    for pattern in options.filters.unmatched([(t.schema, t.name, t.columns) for t in published]):
-        log.warning("the filter %s fits no table or column that is captured", pattern)
-    covered, excluded = apply_filters(published, options.filters, known)
-    record_coverage(
-        destination, name, checkpoint.epoch, *position, options.publication, covered, excluded
+    look(
+        source,
+        destination,
+        name,
+        checkpoint.epoch,
+        options.publication,
+        options.filters,
+        since=first,
+        keep_filters=keep_filters,
     )
     return checkpoint
 
@@ -167,57 +159,6 @@ def require_capture(
         )
     _refuse_other_database(checkpoint, identity, name, options)
     return name, checkpoint
-
-
-def apply_filters(
-    tables: Sequence[catalog.SourceTable],
-    filters: Filters,
-    known: Mapping[int, RecordedFilters] = MappingProxyType({}),
-) -> tuple[Sequence[CoveredTable], set[int]]:
-    """Say what is covered, and how; pure.
-
-    Args:
-        tables: The tables that are published.
-        filters: The rules.
-        known: Rules that are in force already, by the oids of tables; they come before the others.
-
-    Returns:
-        The tables that are captured, and the oids of those that a rule excludes.
-
-    Raises:
-        UsageError: If a rule leaves out or blanks a column of a primary key.
-    """
-    covered = []
-    excluded = set()
-    for table in tables:
-        if table.oid in known:
-            out, ignored, redacted = known[table.oid]
-        else:
-            rules = filters.rules(table.schema, table.name, table.columns)
-            out, ignored, redacted = rules.excluded, list(rules.ignored), rules.redactions
-            blanked = {*rules.ignored, *rules.redacted}.intersection(table.key_columns)
-            if blanked and not out:
-                raise UsageError(
-                    f"{', '.join(sorted(blanked))} cannot be ignored or redacted: it belongs to "
-                    f"the primary key of {table.qualified}, which says whose history a change is. "
-                    "Remedy: leave it out of --ignore-column and --redact-column, or exclude the "
-                    "table"
-                )
-        if out:
-            excluded.add(table.oid)
-        else:
-            covered.append(
-                CoveredTable(
-                    table.schema,
-                    table.name,
-                    table.oid,
-                    table.key,
-                    table.identity,
-                    ignored,
-                    redacted,
-                )
-            )
-    return covered, excluded
 
 
 def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> SlotMissing:

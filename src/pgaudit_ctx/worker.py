@@ -16,12 +16,13 @@ from typing import Final, NamedTuple
 import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
+from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination import ledger
 from pgaudit_ctx.destination.careful import CarefulSink
 from pgaudit_ctx.destination.coverage import keys_at_checkpoint
 from pgaudit_ctx.destination.schema import attach_ahead, check_schema
 from pgaudit_ctx.destination.sink import Sink
-from pgaudit_ctx.errors import ChangeUnreadable
+from pgaudit_ctx.errors import ChangeUnreadable, UsageError
 from pgaudit_ctx.preflight import WorkerOptions, begin_capture, refuse_busy
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.catalog import POSTGRES_EPOCH
@@ -48,6 +49,10 @@ _STOP_SECONDS: Final = 5.0
 _LULL_SECONDS: Final = 0.005
 _CATCH_UP_SECONDS: Final = 0.05
 _UPKEEP_SECONDS: Final = 3600.0
+# So often the source's catalog is compared with what is known to be covered: at least, and at most
+# when Relation messages say that something may have changed.
+LOOK_SECONDS: Final = 60.0
+_LOOK_PAUSE_SECONDS: Final = 1.0
 
 
 class Progress(NamedTuple):
@@ -103,7 +108,7 @@ class Worker:
                 raise refusal(error, "prepare the capture") from None
             # All is well: close() ends them from here on.
             self._opened = opened.pop_all()
-        self._slot = options.slot
+        self._options = options
         encoding = self._source.info.parameter_status("server_encoding") or ""
         self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
         self._careful_until = careful_until
@@ -128,6 +133,8 @@ class Worker:
         self._heard = Keepalive(0, 0, reply_requested=False)
         self._stored_at = time.monotonic()
         self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
+        self._looked_at = time.monotonic()
+        self._look_at = self._looked_at + LOOK_SECONDS
         self._slot_moved_at = time.monotonic()
         self._slot_looked_at = time.monotonic()
         self._restart_lsn = 0
@@ -266,6 +273,7 @@ class Worker:
         self._stream.report(self._stored_lsn)
 
     def _describe(self, relation: Relation) -> TableFacts | None:
+        self._look_at = min(self._look_at, self._looked_at + _LOOK_PAUSE_SECONDS)
         return catalog.describe(self._source, self._keys, relation)
 
     def _take(self, frames: Sequence[bytes], on_batch: Callable[[Progress], None]) -> None:
@@ -370,7 +378,7 @@ class Worker:
             time=commit.committed_at,
             commit_lsn=commit.commit_lsn,
         )
-        if time.monotonic() >= self._upkeep_at:
+        if time.monotonic() >= min(self._upkeep_at, self._look_at):
             self._finish(on_batch)
             self._keep_up()
 
@@ -417,9 +425,28 @@ class Worker:
 
     def _keep_up(self) -> None:
         """Now and then do what a long run needs; only while no COPY is open."""
-        if time.monotonic() >= self._upkeep_at:
-            self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
+        now = time.monotonic()
+        if now >= self._upkeep_at:
+            self._upkeep_at = now + _UPKEEP_SECONDS
             attach_ahead(self._destination)
+        if now >= self._look_at:
+            self._looked_at, self._look_at = now, now + LOOK_SECONDS
+            self._look()
+
+    def _look(self) -> None:
+        """See whether everything is still published; what is not is a hole, and not an end."""
+        try:
+            look(
+                self._source,
+                self._destination,
+                self.name,
+                self._checkpoint.epoch,
+                self._options.publication,
+                self._options.filters,
+                keep_filters=True,
+            )
+        except UsageError as error:
+            log.warning("%s", error)
 
     def _beat(self) -> None:
         """Write a heartbeat if the slot keeps much of the log and has not moved for long.
@@ -431,7 +458,7 @@ class Worker:
         if now - self._slot_looked_at < HEARTBEAT_SECONDS / 10:
             return
         self._slot_looked_at = now
-        restart_lsn, retained = catalog.read_retained(self._source, self._slot)
+        restart_lsn, retained = catalog.read_retained(self._source, self._options.slot)
         if restart_lsn != self._restart_lsn:
             self._restart_lsn, self._slot_moved_at = restart_lsn, now
         elif now - self._slot_moved_at >= HEARTBEAT_SECONDS and retained >= HEARTBEAT_BYTES:

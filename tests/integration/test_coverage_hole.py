@@ -1,20 +1,105 @@
-"""as_of inside a hole of coverage says that it cannot know, instead of what held before."""
+"""A table that was not published for a while is a hole, and as_of inside of it cannot know."""
+
+import datetime as dt
+import logging
 
 import pytest
 
+import pgaudit_ctx.worker as loop
 from pgaudit_ctx import AuditReader, HistoryUnknown
 from support.clinic import Patient
 from support.database import Capture
+from support.positions import insert
+from support.supervised import supervised
+from support.waiting import eventually
+
+DROP = "ALTER PUBLICATION pgaudit_ctx DROP TABLE patient"
+ADD = "ALTER PUBLICATION pgaudit_ctx ADD TABLE patient"
+
+
+def now(capture: Capture) -> dt.datetime:
+    ((moment,),) = capture.source.execute("SELECT clock_timestamp() AS now")
+    return moment
+
+
+def intervals(capture: Capture) -> list[tuple[bool, str | None]]:
+    rows = capture.destination.execute(
+        "SELECT to_lsn IS NULL AS open, reason, from_lsn <= coalesce(to_lsn, from_lsn) AS ordered"
+        " FROM pgaudit_ctx.coverage WHERE table_name = 'patient' ORDER BY from_lsn, to_lsn"
+    )
+    assert all(row.ordered for row in rows)
+    return [(row.open, row.reason) for row in rows]
 
 
 def test_as_of_while_a_table_was_out_of_the_publication_is_unknown(capture: Capture) -> None:
-    capture.source.execute("INSERT INTO patient (id, name, status) VALUES (1, 'x', 'ACTIVE')")
+    insert(capture.source, 1)
     capture.run()
-    capture.source.execute("ALTER PUBLICATION pgaudit_ctx DROP TABLE patient")
+    capture.source.execute(DROP)
     capture.run()
     capture.source.execute("UPDATE patient SET name = 'changed while nobody looked'")
-    ((inside,),) = capture.source.execute("SELECT clock_timestamp() AS now")
-    capture.source.execute("ALTER PUBLICATION pgaudit_ctx ADD TABLE patient")
+    inside = now(capture)
+    capture.source.execute(ADD)
     capture.run()
     with pytest.raises(HistoryUnknown):
         AuditReader(capture.destination.engine()).as_of(Patient, 1, inside)
+
+
+def test_a_table_that_left_and_came_back_between_two_looks_is_a_hole(
+    capture: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    insert(capture.source, 1)
+    capture.run()
+    capture.source.execute(DROP)
+    capture.source.execute("UPDATE patient SET name = 'changed while nobody looked'")
+    inside = now(capture)
+    capture.source.execute(ADD)
+    with caplog.at_level(logging.WARNING):
+        capture.run()
+    assert "public.patient was not published" in caplog.text
+    assert intervals(capture) == [(False, "not published, or not all of it"), (True, None)]
+    with pytest.raises(HistoryUnknown):
+        AuditReader(capture.destination.engine()).as_of(Patient, 1, inside)
+
+
+def test_a_publication_altered_and_altered_back_between_two_looks_is_a_hole(
+    capture: Capture,
+) -> None:
+    capture.run()
+    for publish in ("insert", "insert, update, delete, truncate"):
+        capture.source.execute(f"ALTER PUBLICATION pgaudit_ctx SET (publish = '{publish}')")
+    capture.run()
+    assert [is_open for is_open, _ in intervals(capture)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("statement", "repair"),
+    [
+        (DROP, ADD),
+        (
+            "ALTER PUBLICATION pgaudit_ctx SET (publish = 'insert')",
+            "ALTER PUBLICATION pgaudit_ctx SET (publish = 'insert, update, delete, truncate')",
+        ),
+        (
+            "ALTER PUBLICATION pgaudit_ctx SET TABLE patient WHERE (id > 10)",
+            "ALTER PUBLICATION pgaudit_ctx SET TABLE patient",
+        ),
+    ],
+    ids=["left", "publish", "row filter"],
+)
+def test_a_running_worker_sees_a_hole_begin_and_end_and_goes_on(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch, statement: str, repair: str
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(loop, "_IDLE_SECONDS", 0.1)
+    with supervised(capture.options):
+        eventually(lambda: intervals(capture) == [(True, None)], "the worker has looked")
+        capture.source.execute(statement)
+        closed = [(False, "not published, or not all of it")]
+        eventually(lambda: intervals(capture) == closed, "the hole has begun")
+        capture.source.execute(repair)
+        eventually(lambda: intervals(capture) == [*closed, (True, None)], "the hole has ended")
+        insert(capture.source, 11)
+        eventually(
+            lambda: capture.destination.execute("SELECT 1 FROM pgaudit_ctx.changes") != [],
+            "the worker goes on",
+        )

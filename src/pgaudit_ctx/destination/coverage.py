@@ -11,6 +11,7 @@ from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 _EXCLUDED: Final = "excluded by a filter"
 _FILTER_CHANGED: Final = "another filter"
+_UNPUBLISHED: Final = "not published, or not all of it"
 
 
 class CoveredTable(NamedTuple):
@@ -24,6 +25,7 @@ class CoveredTable(NamedTuple):
         identity: As in ``pg_class.relreplident``.
         ignored: Columns that are left out.
         redacted: Columns that are blanked, each as ``column=how``.
+        membership: What publishes it; another one if that was ever interrupted.
     """
 
     schema: str
@@ -33,6 +35,7 @@ class CoveredTable(NamedTuple):
     identity: str
     ignored: Sequence[str] = ()
     redacted: Sequence[str] = ()
+    membership: str | None = None
 
 
 class RecordedFilters(NamedTuple):
@@ -54,6 +57,7 @@ class _Interval(NamedTuple):
     ignored: tuple[str, ...]
     redacted: tuple[str, ...]
     key_index: int
+    membership: str
 
     @property
     def filters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -112,28 +116,38 @@ def record_coverage(
     publication: str,
     tables: Collection[CoveredTable],
     excluded: Collection[int] = (),
-) -> None:
+    *,
+    looked_from: tuple[int, dt.datetime],
+) -> Sequence[str]:
     """Open an interval for each table that has none, and close those that ended.
 
     What the catalog says counts from now on. A filter counts from the checkpoint on, because that
-    is where this worker begins to apply it.
+    is where this worker begins to apply it. A table that is not published any more, or was not for
+    a while, may have left right after the last look: its interval ends there.
 
     Args:
         connection: To the destination.
         source: The source's name.
         epoch: The current epoch.
-        lsn: Where the source's log stands now.
+        lsn: Where the source's log stood after its catalog was read.
         time: The source's clock there.
         publication: The publication that sends the tables.
         tables: Every table that is captured now.
         excluded: The oids of tables that a filter leaves out.
+        looked_from: Where the log stood before the catalog was read, and the clock.
+
+    Returns:
+        The tables that have a hole now, with their schemas.
     """
+    now = (format_lsn(lsn), time)
     with connection.transaction():
         row = connection.execute(
-            "SELECT end_lsn::text, complete_at FROM pgaudit_ctx.checkpoints WHERE source = %s",
+            "SELECT end_lsn::text, complete_at, catalog_lsn::text, catalog_at"
+            " FROM pgaudit_ctx.checkpoints WHERE source = %s",
             [source],
         ).fetchone()
-        resumed = (format_lsn(lsn), time) if row is None else (row[0], row[1])
+        resumed = now if row is None else (row[0], row[1])
+        looked = now if row is None or row[2] is None else (row[2], row[3])
         current = {table.oid: _interval(table) for table in tables}
         known = {i.oid: i for i in _open_intervals(connection, source, epoch)}
         where = (source, epoch)
@@ -147,11 +161,22 @@ def record_coverage(
                 filtered = interval._replace(ignored=new.ignored, redacted=new.redacted)
                 _open(connection, where, filtered, resumed, publication)
                 known[interval.oid] = filtered
-        now = (format_lsn(lsn), time)
+        holes = []
         for interval in sorted(set(known.values()) - set(current.values())):
-            _close(connection, where, interval.oid, now, None)
+            new = current.get(interval.oid)
+            if new is None or new.membership != interval.membership:
+                _close(connection, where, interval.oid, looked, _UNPUBLISHED)
+                holes.append(f"{interval.schema}.{interval.name}")
+            else:
+                _close(connection, where, interval.oid, now, None)
         for interval in sorted(set(current.values()) - set(known.values())):
             _open(connection, where, interval, now, publication)
+        connection.execute(
+            "UPDATE pgaudit_ctx.checkpoints SET catalog_lsn = %s, catalog_at = %s"
+            " WHERE source = %s",
+            [format_lsn(looked_from[0]), looked_from[1], source],
+        )
+    return holes
 
 
 def _interval(table: CoveredTable) -> _Interval:
@@ -164,17 +189,36 @@ def _interval(table: CoveredTable) -> _Interval:
         tuple(sorted(table.ignored)),
         tuple(sorted(table.redacted)),
         table.key.index_oid,
+        table.membership or "",
     )
 
 
 def _open_intervals(connection: Connection, source: str, epoch: int) -> Sequence[_Interval]:
     return [
         _Interval(
-            oid, identity, tuple(keys), schema, name, tuple(ignored), tuple(redacted), index or 0
+            oid,
+            identity,
+            tuple(keys),
+            schema,
+            name,
+            tuple(ignored),
+            tuple(redacted),
+            index or 0,
+            membership or "",
         )
-        for oid, identity, keys, schema, name, ignored, redacted, index in connection.execute(
+        for (
+            oid,
+            identity,
+            keys,
+            schema,
+            name,
+            ignored,
+            redacted,
+            index,
+            membership,
+        ) in connection.execute(
             "SELECT relation_oid, identity, key_columns, schema_name, table_name, ignored,"
-            " redacted, key_index FROM pgaudit_ctx.coverage"
+            " redacted, key_index, membership FROM pgaudit_ctx.coverage"
             " WHERE source = %s AND epoch = %s AND to_lsn IS NULL",
             [source, epoch],
         )
@@ -215,15 +259,17 @@ def _open(
         publication,
         list(interval.ignored),
         list(interval.redacted),
+        interval.membership,
     ]
     connection.execute(
         "INSERT INTO pgaudit_ctx.coverage (source, epoch, schema_name, table_name, relation_oid,"
-        " from_lsn, from_time, key_columns, key_index, identity, publication, ignored, redacted)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " from_lsn, from_time, key_columns, key_index, identity, publication, ignored, redacted,"
+        " membership) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (source, epoch, relation_oid, from_lsn) DO UPDATE SET"
         " schema_name = excluded.schema_name, table_name = excluded.table_name,"
         " key_columns = excluded.key_columns, key_index = excluded.key_index,"
         " identity = excluded.identity, ignored = excluded.ignored,"
-        " redacted = excluded.redacted, to_lsn = NULL, to_time = NULL, reason = NULL",
+        " redacted = excluded.redacted, membership = excluded.membership,"
+        " to_lsn = NULL, to_time = NULL, reason = NULL",
         values,
     )

@@ -7,15 +7,19 @@ write.
 import re
 from typing import Final
 
-_NAME: Final = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_CALL: Final = re.compile(rf"({_NAME}(?:\s*\.\s*{_NAME})*)\s*\(")
+_NAME: Final = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*+)'
+_CALL: Final = re.compile(rf"(?<![\w$])({_NAME}(?:\s*\.\s*{_NAME})*)\s*\(")
 _PART: Final = re.compile(_NAME)
 # What comes before a name that is no function: CAST(x AS numeric(10, 2)), x::numeric(10, 2),
 # FROM f() AS t(a, b), and a column after a point is part of the name already.
 _NOT_CALLED_AFTER: Final = re.compile(r"(?:\bas|::)\s*\Z", re.IGNORECASE)
-# The columns of WITH name(a, b) AS [NOT MATERIALIZED] (…).
+# The columns of WITH name(a, b) AS [NOT MATERIALIZED] (SELECT …), but not the types of what a
+# function gives: FROM f() AS (a int).
+_BEFORE_A_CTE: Final = re.compile(r"(?:\bwith|\brecursive|,)\s*\Z", re.IGNORECASE)
 _CTE_COLUMNS: Final = re.compile(
-    r"[^()]*\)\s*as\s+(?:(?:not\s+)?materialized\s*)?\(|[^()]*\)\s*as\s*\(", re.IGNORECASE
+    r"[^()]*\)\s*as\s*(?:(?:not\s+)?materialized\s*)?"
+    r"\(\s*(?:\(|(?:select|with|insert|update|delete|merge|values|table)\b)",
+    re.IGNORECASE,
 )
 _CATALOGS: Final = frozenset({"pg_catalog", "information_schema"})
 
@@ -62,7 +66,8 @@ def called_functions(statement: str) -> tuple[str, ...]:
             continue
         if _NOT_CALLED_AFTER.search(statement, max(0, match.start() - 32), match.start()):
             continue
-        if _CTE_COLUMNS.match(statement, match.end()):
+        before = statement[max(0, match.start() - 32) : match.start()]
+        if _BEFORE_A_CTE.search(before) and _CTE_COLUMNS.match(statement, match.end()):
             continue
         found.add(".".join(parts[-2:]))
     return tuple(sorted(found))

@@ -42,8 +42,14 @@ class _Owner:
     def __init__(self, record: ConnectionPoolEntry, dialect: Dialect, hook: Installation) -> None:
         # Through a weak reference, since the record refers to the connection.
         self._record = weakref.ref(record)
+        # SQLAlchemy's own, also after the connection was detached from its pool.
+        self._state = emitted_in(record.info)
         self.volatility = volatility_of(dialect)
         self.hook = hook
+
+    def is_of(self, record: ConnectionPoolEntry) -> bool:
+        """Say whether the connection was lent under this record."""
+        return self._record() is record
 
     def state_of(self, connection: "_Connection") -> Emitted | None:
         """Give the state of the connection's transaction.
@@ -52,20 +58,17 @@ class _Owner:
             ``None`` while the pool is still making the connection, which is its maker's affair.
         """
         record = self._record()
-        if record is None or record.driver_connection is not connection:
-            state = Emitted()  # it was detached from the pool: what it was told is not known
-            state.text = UNKNOWN
-            return state
-        if not record.in_use:
+        pooled = record is not None and record.driver_connection is connection
+        if pooled and record is not None and not record.in_use:
             return None
-        state = emitted_in(record.info)
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-            state.forget()
-        return state
+            self._state.forget()
+        return self._state
 
 
 _owners: "weakref.WeakKeyDictionary[_Connection, _Owner]" = weakref.WeakKeyDictionary()
-_classes: dict[type, type] = {}
+# Values must not refer to their keys, and a class refers to the one it inherits from.
+_classes: "weakref.WeakKeyDictionary[type, weakref.ref[type]]" = weakref.WeakKeyDictionary()
 
 
 def take_over(record: ConnectionPoolEntry, dialect: Dialect, hook: Installation) -> None:
@@ -78,7 +81,7 @@ def take_over(record: ConnectionPoolEntry, dialect: Dialect, hook: Installation)
     """
     connection: Any = record.driver_connection
     owner = _owners.get(connection)
-    if owner is not None and owner.hook is hook:
+    if owner is not None and owner.hook is hook and owner.is_of(record):
         return
     cursor_class: Any = connection.cursor_factory
     # Whatever else makes cursors, such as a function of the application's, is left alone.
@@ -91,11 +94,13 @@ def _emitting(cursor_class: Any) -> Any:
     """Make the class of cursors that emits by itself, out of the one a connection has."""
     if issubclass(cursor_class, _EmittingCursor | _EmittingAsyncCursor):
         return cursor_class
-    made = _classes.get(cursor_class)
+    known = _classes.get(cursor_class)
+    made = None if known is None else known()
     if made is None:
         asynchronous = issubclass(cursor_class, psycopg.AsyncCursor)
         mixin = _EmittingAsyncCursor if asynchronous else _EmittingCursor
-        made = _classes[cursor_class] = type(cursor_class.__name__, (mixin, cursor_class), {})
+        made = type(cursor_class.__name__, (mixin, cursor_class), {})
+        _classes[cursor_class] = weakref.ref(made)
     return made
 
 

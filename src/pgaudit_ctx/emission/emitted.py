@@ -90,6 +90,7 @@ class Emitted:
             self.read_only = found.read_only
         if found.unclear:
             self.text = UNKNOWN
+            self.read_only = False  # which errs on the side of attribution
         elif found.effect is Effect.ENDS:
             self.forget()
         elif found.savepoint is None:
@@ -118,8 +119,11 @@ def emitted_of(connection: Connection, transaction: object) -> tuple[Emitted, Dr
     if driver is None or driver.adapted is not lent.dbapi_connection:
         driver = info[_DRIVER] = driver_connection(connection.dialect, lent.dbapi_connection)
     state = emitted_in(info)
+    is_open = driver.is_open()
     if state.transaction is None or state.transaction() is not transaction:
-        state.begin(transaction, is_open=driver.is_open())
+        state.begin(transaction, is_open=is_open)
+    elif not is_open:
+        state.forget()  # also if somebody has ended it past SQLAlchemy
     return state, driver
 
 

@@ -67,13 +67,16 @@ class Explainer:
             Exception: The driver's own, if the server refuses.
         """
         compiled = context.isinsert or context.isupdate or context.isdelete
-        found = DML if compiled else classify(statement)
+        # What another listener has made of it may be several statements.
+        found = DML if compiled and ";" not in statement else classify(statement)
         executed = False
         by_hand = context.execution_options.get(_OPTION)
         if (
             self.active
             and by_hand != "skip"
             and (compiled or by_hand == "emit" or self._writes(state, driver, found))
+            # Where the transaction has failed the statement's own error is due.
+            and not driver.has_failed()
         ):
             content = self._content(state, driver, statement)
             if content is not None:
@@ -100,6 +103,7 @@ class Explainer:
         """Say whether a message would break a string such as ``SET TRANSACTION …; INSERT …``."""
         if not found.begins_bare or state.text is not None:
             return False
+        self.composer.compose()  # which refuses where there has to be a context
         self.composer.complain(
             "several statements",
             "a string of several statements begins with one that must come first in its "
@@ -115,10 +119,7 @@ class Explainer:
             if driver.is_read_only(state.read_only):
                 return None  # nothing will be written that would need a context
             raise
-        if content == EMPTY and state.text is None:
-            return None
-        # Somebody may have ended the transaction past SQLAlchemy.
-        if content == state.text and driver.is_open():
+        if content == state.text or (content == EMPTY and state.text is None):
             return None
         return None if driver.is_read_only(state.read_only) else content
 
@@ -170,5 +171,8 @@ def _follow(state: Emitted, driver: DriverConnection, found: Statement) -> None:
     if found.sets_default:
         # The default counts for the transactions that come after this one.
         state.read_only = driver.is_read_only(state.read_only)
+    opens = found.effect is Effect.SAVEPOINT
+    if opens and driver.has_failed():
+        return
     if found.unclear or found.read_only is not None or found.effect not in _PLAIN:
         state.follow(found)

@@ -94,6 +94,9 @@ def execute_pipelined(
 ) -> None:
     """Send a message and execute a statement in one trip, in psycopg's pipeline.
 
+    Our own statements are never prepared: what follows an error in a pipeline is skipped, and
+    psycopg would take for prepared what it has prepared before.
+
     Not for DDL: psycopg notes in a pipeline that DROP makes its prepared statements invalid, but
     only gives them up with the next one that is executed, and so takes away one just prepared.
 
@@ -111,14 +114,14 @@ def execute_pipelined(
     try:
         with connection.pipeline():
             if committed:
-                beside.execute("BEGIN")
-            beside.execute(statement, parameters)
+                beside.execute("BEGIN", prepare=False)
+            beside.execute(statement, parameters, prepare=False)
             execute()
             if committed:
-                beside.execute("COMMIT")
+                beside.execute("COMMIT", prepare=False)
     except BaseException:
         if committed and not connection.closed:
-            beside.execute("ROLLBACK")
+            beside.execute("ROLLBACK", prepare=False)
         raise
     finally:
         beside.close()

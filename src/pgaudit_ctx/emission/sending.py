@@ -26,7 +26,7 @@ def send(driver: DriverConnection, content: str, *, is_open: bool) -> None:
     Raises:
         Exception: The driver's own, if the server refuses.
     """
-    if driver.dialect.driver == "psycopg" and not is_open:
+    if driver.dialect.driver == "psycopg" and not is_open and not driver.in_pipeline():
         _psycopg().begin_with(driver.adapted, driver.own, content)
     else:
         send_apart(driver, content)

@@ -59,10 +59,10 @@ DML: Final = Statement(Effect.WRITES, wrappable=True)
 
 # Comments and everything quoted, so that no word inside is taken for SQL.
 _OPAQUE: Final = re.compile(
-    r"""--[^\n]*
+    r"""--[^\n\r]*
     | /\*.*?(?:\*/|\Z)
     | (?P<name>"[^"]*(?:""[^"]*)*(?:"|\Z))
-    | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)
+    | (?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)
     | (?<!\w)[eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*(?:'|\Z)
     | '[^']*(?:''[^']*)*(?:'|\Z)
     """,
@@ -83,7 +83,7 @@ _PLAIN_DML: Final = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORE
 _LONG: Final = 8 * 1024
 _SAVEPOINT: Final = re.compile(
     r"""^(?P<verb>savepoint|rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?
-    |release(?:\s+savepoint)?)\s+(?P<name>"(?:[^"]|"")*"|\w+)""",
+    |release(?:\s+savepoint)?)\s+(?P<name>"(?:[^"]|"")*"|[\w$]+)""",
     re.VERBOSE | re.IGNORECASE,
 )
 _OUTSIDE_TRANSACTIONS: Final = re.compile(

@@ -15,7 +15,10 @@ from pgaudit_ctx.emission.own_statements import run
 _Reported: TypeAlias = tuple[bool, bool]
 """Whether ``in_hot_standby`` and ``default_transaction_read_only`` were last reported as on."""
 
+# libpq's numbers: PQTRANS_IDLE, PQTRANS_INERROR, PQ_PIPELINE_OFF.
 _IDLE: Final = 0
+_FAILED: Final = 3
+_NO_PIPELINE: Final = 0
 
 ASK_READ_ONLY: Final = "SHOW transaction_read_only"
 
@@ -46,6 +49,14 @@ class DriverConnection:
         """Say whether a transaction is open on the server, however it was begun."""
         # Outside AUTOCOMMIT a transaction is begun.
         return bool(getattr(self.adapted, "_in_transaction", not self.is_autocommit()))
+
+    def has_failed(self) -> bool:
+        """Say whether the transaction has failed, so that the server takes nothing but its end."""
+        return False
+
+    def in_pipeline(self) -> bool:
+        """Say whether the application has put the connection into a pipeline."""
+        return False
 
     def is_read_only(self, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
         """Say whether nothing can be written.
@@ -82,6 +93,12 @@ class _Psycopg(DriverConnection):
         # Through pgconn and not info, which is an object made anew each time.
         return bool(self.own.pgconn.transaction_status != _IDLE)
 
+    def has_failed(self) -> bool:
+        return bool(self.own.pgconn.transaction_status == _FAILED)
+
+    def in_pipeline(self) -> bool:
+        return bool(self.own.pgconn.pipeline_status != _NO_PIPELINE)
+
     def reported(self) -> _Reported:
         return reported_by_psycopg(self.own)
 
@@ -95,6 +112,9 @@ class _Psycopg2(DriverConnection):
 
     def is_open(self) -> bool:
         return bool(self.own.get_transaction_status() != _IDLE)
+
+    def has_failed(self) -> bool:
+        return bool(self.own.get_transaction_status() == _FAILED)
 
     def reported(self) -> _Reported:
         return _are_on(self.own.get_parameter_status)

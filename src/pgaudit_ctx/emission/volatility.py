@@ -76,7 +76,7 @@ def may_write(driver: DriverConnection, names: Iterable[str]) -> bool:
     """
     volatility = volatility_of(driver.dialect)
     unknown = volatility.unknown(names)
-    if unknown:
+    if unknown and not driver.in_pipeline():  # where answers come later
         question = prepared(driver.dialect, VOLATILE_AMONG, "\n".join(unknown))
         volatility.learn(unknown, run(driver.adapted, *question))
     return volatility.may_write(names)

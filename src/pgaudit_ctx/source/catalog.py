@@ -73,6 +73,12 @@ _TABLES: Final = f"""
             SELECT FROM pg_publication_tables pt WHERE pt.pubname = %(publication)s
             AND pt.schemaname = n.nspname AND pt.tablename = c.relname
         ) AS published,
+        (
+            SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
+            FROM pg_publication p LEFT JOIN pg_publication_rel r
+                ON r.prpubid = p.oid AND r.prrelid = c.oid
+            WHERE p.pubname = %(publication)s
+        ) AS membership,
         EXISTS (
             SELECT FROM pg_attribute a
             WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
@@ -96,6 +102,8 @@ class SourceTable(NamedTuple):
     ``root`` is the oid of the partitioned table it belongs to, or its own. ``identity`` is
     ``pg_class.relreplident``: ``f`` FULL, ``d`` DEFAULT, ``n`` NOTHING, ``i`` an
     index. ``ours`` says that the role that looks may change the table.
+    ``membership`` is another one when the table has left the publication and come back, or
+    the publication was altered.
     """
 
     oid: int
@@ -115,6 +123,7 @@ class SourceTable(NamedTuple):
     columns: Sequence[str] = ()
     owner: str = ""
     ours: bool = True
+    membership: str | None = None
 
     @property
     def qualified(self) -> str:
@@ -149,6 +158,12 @@ class Publication(NamedTuple):
     filtered: list[str]
     oid: int = 0
     all_tables: bool = False
+    filtered_oids: Sequence[int] = ()
+
+    @property
+    def sends_everything(self) -> bool:
+        """Whether it leaves out no kind of operation, and sends partitions as their table."""
+        return not self.withheld and self.via_root
 
 
 class Identity(NamedTuple):
@@ -301,19 +316,23 @@ def read_publication(connection: Connection, publication: str) -> Publication | 
     ).fetchone()
     if row is None:
         return None
-    filtered: list[str] = []
+    filtered: list[tuple[str, int]] = []
     if connection.info.server_version >= _VERSION_WITH_FILTERS:
-        filtered = [
-            name
-            for (name,) in connection.execute(
-                "SELECT r.prrelid::regclass::text FROM pg_publication_rel r"
-                " JOIN pg_publication p ON p.oid = r.prpubid"
-                " WHERE p.pubname = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)"
-                " ORDER BY 1",
-                [publication],
-            )
-        ]
-    return Publication(row[0], row[1], filtered, row[2], row[3])
+        filtered = connection.execute(
+            "SELECT r.prrelid::regclass::text, r.prrelid FROM pg_publication_rel r"
+            " JOIN pg_publication p ON p.oid = r.prpubid"
+            " WHERE p.pubname = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)"
+            " ORDER BY 1",
+            [publication],
+        ).fetchall()
+    return Publication(
+        row[0],
+        row[1],
+        [name for name, _ in filtered],
+        row[2],
+        row[3],
+        [oid for _, oid in filtered],
+    )
 
 
 def read_identity(connection: Connection) -> Identity:
