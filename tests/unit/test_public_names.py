@@ -8,6 +8,7 @@ import pytest
 
 import pgaudit_ctx
 from pgaudit_ctx import errors
+from pgaudit_ctx.reading.history import check_filters
 
 PUBLIC = [
     "AsyncAuditReader",
@@ -135,3 +136,13 @@ def test_a_wrong_call_ends_a_command_with_2_and_everything_else_with_1() -> None
 def test_a_missing_extra_says_how_to_install_it() -> None:
     error = errors.MissingExtra("worker", "the worker", "typer")
     assert "python -m pip install 'pgaudit-ctx[worker]'" in str(error)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda: check_filters({"usr": "dr.who"}), lambda: pgaudit_ctx.select_changes(usr="dr.who")],
+    ids=["history", "changes"],
+)
+def test_a_keyword_that_does_not_exist_is_refused_and_never_ignored(ask) -> None:
+    with pytest.raises(errors.UsageError, match="no keyword usr"):
+        ask()

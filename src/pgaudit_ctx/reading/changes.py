@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from pgaudit_ctx.change import MARKER, Operation
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.keywords import refuse_unknown
 from pgaudit_ctx.reading.query import aware, has_key, newest_first, not_undone
 from pgaudit_ctx.reading.shape import ANY_SCHEMA, Field, Shape, field_name
 from pgaudit_ctx.reading.trail import Change
@@ -84,7 +85,11 @@ def changes_of(
         key: A printed key.
         context_keys: Which context keys say who and why.
         filters: All others.
+
+    Raises:
+        UsageError: If there is no such filter.
     """
+    refuse_unknown("changes", filters, ChangeFilters)
     conditions = [] if shape is None else [_of_tables(shape)]
     if key is not None:
         conditions.append(or_(has_key(Change.primary_key, key), has_key(Change.previous_key, key)))

@@ -7,6 +7,7 @@ from typing import Any, TypedDict, TypeVar, overload
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.errors import HistoryUnknown, UsageError
 from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, Gap
+from pgaudit_ctx.reading.keywords import refuse_unknown
 from pgaudit_ctx.reading.query import aware
 from pgaudit_ctx.reading.shape import Field, Renamed
 from pgaudit_ctx.reading.version import GONE, Trail, Version
@@ -199,8 +200,10 @@ def check_filters(filters: HistoryFilters) -> None:
 
     Raises:
         NaiveDatetime: If a time has no zone.
-        UsageError: If a time is none, the limit negative, or the fields one text.
+        UsageError: If there is no such filter, a time is none, the limit negative, or the fields
+            one text.
     """
+    refuse_unknown("history", filters, HistoryFilters)
     for name, moment in (("since", filters.get("since")), ("until", filters.get("until"))):
         if moment is not None:
             aware(moment, name)
