@@ -172,8 +172,10 @@ def record_coverage(
         for interval in sorted(set(current.values()) - set(known.values())):
             _open(connection, where, interval, now, publication)
         connection.execute(
-            "UPDATE pgaudit_ctx.checkpoints SET catalog_lsn = %s, catalog_at = %s"
-            " WHERE source = %s",
+            # What an earlier worker left behind may hold the row until it is ended. The look before
+            # then counts on, and a hole is taken for longer than it was.
+            "UPDATE pgaudit_ctx.checkpoints SET catalog_lsn = %s, catalog_at = %s WHERE source = ("
+            "SELECT source FROM pgaudit_ctx.checkpoints WHERE source = %s FOR UPDATE SKIP LOCKED)",
             [format_lsn(looked_from[0]), looked_from[1], source],
         )
     return holes
