@@ -119,7 +119,7 @@ class Chaos:
 
     def _kill_at_the_start(self) -> None:
         self._end()
-        time.sleep(self._random.random() * 0.6)
+        time.sleep(self._random.random() * 0.6)  # likewise
         self._end()
 
     def _end(self) -> None:
