@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psycopg
 
+from pgaudit_ctx.cli.work import collect_rarely
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
 from pgaudit_ctx.destination.copy_format import COLUMNS
@@ -138,6 +139,7 @@ def capture(source: str, destination: str, slot: str, path: str, end_lsn: str) -
     if path:
         worker._stream = Recorded(path)  # noqa: SLF001 - the same loop on the same frames
         worker._target = int(end_lsn)  # noqa: SLF001
+    collect_rarely()
     before = time.process_time()
     started = time.perf_counter()
     progress = worker.run(until_caught_up=not path)
