@@ -16,19 +16,19 @@ from typing import Final, NamedTuple
 import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
-from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination import ledger
 from pgaudit_ctx.destination.careful import CarefulSink
 from pgaudit_ctx.destination.coverage import keys_at_checkpoint
-from pgaudit_ctx.destination.schema import attach_ahead, check_schema
+from pgaudit_ctx.destination.schema import check_schema
 from pgaudit_ctx.destination.sink import Sink
-from pgaudit_ctx.errors import ChangeUnreadable, UsageError
+from pgaudit_ctx.errors import ChangeUnreadable
 from pgaudit_ctx.preflight import WorkerOptions, begin_capture, refuse_busy
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.catalog import POSTGRES_EPOCH
 from pgaudit_ctx.source.keys import KeyHistory
 from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.stop import StopRequest
+from pgaudit_ctx.upkeep import Upkeep
 from pgaudit_ctx.wal.encodings import codec_for
 from pgaudit_ctx.wal.frames import PAYLOAD, Keepalive, XLogData, parse_frame, wal_starts
 from pgaudit_ctx.wal.lsn import format_lsn, last_record_end
@@ -40,19 +40,12 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES: Final = 32 * 2**20
 MAX_BATCH_SECONDS: Final = 1.0
-HEARTBEAT_SECONDS: Final = 300.0
-HEARTBEAT_BYTES: Final = 16 * 2**20
 _IDLE_SECONDS: Final = 10.0
 # So long the rest of a transaction is waited for when a stop was asked for; then it is dropped.
 _STOP_SECONDS: Final = 5.0
 # So long nothing may come before what has come is stored; a busy walsender pauses for less.
 _LULL_SECONDS: Final = 0.005
 _CATCH_UP_SECONDS: Final = 0.05
-_UPKEEP_SECONDS: Final = 3600.0
-# So often the source's catalog is compared with what is known to be covered: at least, and at most
-# when Relation messages say that something may have changed.
-LOOK_SECONDS: Final = 60.0
-_LOOK_PAUSE_SECONDS: Final = 1.0
 
 
 class Progress(NamedTuple):
@@ -108,7 +101,6 @@ class Worker:
                 raise refusal(error, "prepare the capture") from None
             # All is well: close() ends them from here on.
             self._opened = opened.pop_all()
-        self._options = options
         encoding = self._source.info.parameter_status("server_encoding") or ""
         self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
         self._careful_until = careful_until
@@ -132,12 +124,9 @@ class Worker:
         self._progress = Progress(0, 0, 0, self._stored_lsn)
         self._heard = Keepalive(0, 0, reply_requested=False)
         self._stored_at = time.monotonic()
-        self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
-        self._looked_at = time.monotonic()
-        self._look_at = self._looked_at + LOOK_SECONDS
-        self._slot_moved_at = time.monotonic()
-        self._slot_looked_at = time.monotonic()
-        self._restart_lsn = 0
+        self._upkeep = Upkeep(
+            self._source, self._destination, options, self.name, self._checkpoint.epoch
+        )
 
     def _begin_capture(self, options: WorkerOptions) -> ledger.Checkpoint:
         """Make the checks, end what an earlier worker left, and see that it moved nothing."""
@@ -273,7 +262,7 @@ class Worker:
         self._stream.report(self._stored_lsn)
 
     def _describe(self, relation: Relation) -> TableFacts | None:
-        self._look_at = min(self._look_at, self._looked_at + _LOOK_PAUSE_SECONDS)
+        self._upkeep.expect_change()
         return catalog.describe(self._source, self._keys, relation)
 
     def _take(self, frames: Sequence[bytes], on_batch: Callable[[Progress], None]) -> None:
@@ -378,9 +367,9 @@ class Worker:
             time=commit.committed_at,
             commit_lsn=commit.commit_lsn,
         )
-        if time.monotonic() >= min(self._upkeep_at, self._look_at):
+        if time.monotonic() >= self._upkeep.due_at:
             self._finish(on_batch)
-            self._keep_up()
+            self._upkeep.do_due()
 
     def _finish(self, on_batch: Callable[[Progress], None]) -> None:
         """Wait for the commit that is under way, and only then acknowledge it."""
@@ -420,55 +409,5 @@ class Worker:
         else:
             self._stream.acknowledge(self._stored_lsn, reply_requested=True)
             self._stream.wait(_CATCH_UP_SECONDS)
-        self._keep_up()
-        self._beat()
-
-    def _keep_up(self) -> None:
-        """Now and then do what a long run needs; only while no COPY is open."""
-        now = time.monotonic()
-        if now >= self._upkeep_at:
-            self._upkeep_at = now + _UPKEEP_SECONDS
-            attach_ahead(self._destination)
-        if now >= self._look_at:
-            self._looked_at, self._look_at = now, now + LOOK_SECONDS
-            self._look()
-
-    def _look(self) -> None:
-        """See whether everything is still published; what is not is a hole, and not an end."""
-        try:
-            look(
-                self._source,
-                self._destination,
-                self.name,
-                self._checkpoint.epoch,
-                self._options.publication,
-                self._options.filters,
-                keep_filters=True,
-            )
-        except UsageError as error:
-            log.warning("%s", error)
-
-    def _beat(self) -> None:
-        """Write a heartbeat if the slot keeps much of the log and has not moved for long.
-
-        Keepalives move what is acknowledged. From where on the log is kept moves with transactions
-        that are decoded, and a source where nothing is written has none.
-        """
-        now = time.monotonic()
-        if now - self._slot_looked_at < HEARTBEAT_SECONDS / 10:
-            return
-        self._slot_looked_at = now
-        restart_lsn, retained = catalog.read_retained(self._source, self._options.slot)
-        if restart_lsn != self._restart_lsn:
-            self._restart_lsn, self._slot_moved_at = restart_lsn, now
-        elif now - self._slot_moved_at >= HEARTBEAT_SECONDS and retained >= HEARTBEAT_BYTES:
-            self._slot_moved_at = now
-            try:
-                catalog.emit_heartbeat(self._source)
-            except psycopg.errors.InsufficientPrivilege:
-                log.warning(
-                    "the slot keeps %d bytes of the log, and this role may not write the message "
-                    "that would free them. Remedy: grant it EXECUTE on the function "
-                    "pg_logical_emit_message(boolean, text, text)",
-                    retained,
-                )
+        self._upkeep.do_due()
+        self._upkeep.beat()

@@ -5,8 +5,7 @@ import logging
 
 import pytest
 
-import pgaudit_ctx.worker as loop
-from pgaudit_ctx import AuditReader, HistoryUnknown
+from pgaudit_ctx import AuditReader, HistoryUnknown, upkeep
 from support.clinic import Patient
 from support.database import Capture
 from support.positions import insert
@@ -96,8 +95,8 @@ def test_a_publication_altered_and_altered_back_between_two_looks_is_a_hole(
 def test_a_running_worker_sees_a_hole_begin_and_end_and_goes_on(
     capture: Capture, monkeypatch: pytest.MonkeyPatch, statement: str, repair: str
 ) -> None:
-    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(loop, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(upkeep, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("pgaudit_ctx.worker._IDLE_SECONDS", 0.1)
     with supervised(capture.options):
         eventually(lambda: is_read(capture), "the worker runs")
         capture.source.execute(statement)

@@ -199,8 +199,8 @@ def test_a_heartbeat_is_written_only_for_a_slot_that_keeps_much_and_does_not_mov
 
     read_retained = catalog.read_retained
     monkeypatch.setattr(catalog, "read_retained", looked)
-    monkeypatch.setattr("pgaudit_ctx.worker.HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr("pgaudit_ctx.worker.HEARTBEAT_BYTES", least)
+    monkeypatch.setattr("pgaudit_ctx.upkeep.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pgaudit_ctx.upkeep.HEARTBEAT_BYTES", least)
     monkeypatch.setattr("pgaudit_ctx.worker._IDLE_SECONDS", 0.02)
     messages = Messages(capture.source)
     with supervised(capture.options):
