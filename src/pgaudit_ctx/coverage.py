@@ -47,17 +47,7 @@ def look(
         UsageError: If a filter blanks a column of a primary key.
     """
     before = catalog.read_position(source)
-    state = catalog.read_publication(source, publication)
-    published = (
-        [
-            table
-            for table in catalog.read_tables(source, publication)
-            if table.published and not table.partition
-            if table.oid not in state.filtered_oids
-        ]
-        if state is not None and state.sends_everything
-        else []
-    )
+    published = published_tables(source, publication)
     known = filters_in_force(destination, name) if keep_filters else {}
     if not keep_filters:
         _name_unmatched(published, filters)
@@ -80,6 +70,18 @@ def look(
             table,
             publication,
         )
+
+
+def published_tables(source: Connection, publication: str) -> Sequence[catalog.SourceTable]:
+    """Give the tables that a publication sends whole; partitions are sent as their table."""
+    state = catalog.read_publication(source, publication)
+    if state is None or not state.sends_everything:
+        return []
+    return [
+        table
+        for table in catalog.read_tables(source, publication)
+        if table.published and not table.partition and table.oid not in state.filtered_oids
+    ]
 
 
 def apply_filters(

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from pgaudit_ctx.continuity import SourceFacts, judge
 from pgaudit_ctx.coverage import look
-from pgaudit_ctx.destination import ledger
+from pgaudit_ctx.destination import handovers, ledger
 from pgaudit_ctx.destination.schema import Connection, check_schema
 from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
 from pgaudit_ctx.source import catalog
@@ -72,9 +72,9 @@ def begin_capture(
 
     Raises:
         UsageError: If a filter blanks a column of a primary key.
+        PositionMismatch: If slot and checkpoint do not belong together, or a hand-over has begun.
         SourceNotReady: If a setting, the publication or the slot is missing.
         DestinationNotReady: If the schema is missing or of another version.
-        PositionMismatch: If slot and checkpoint do not belong together.
     """
     check_source(source, options.slot)
     check_schema(destination)
@@ -85,6 +85,8 @@ def begin_capture(
         _refuse_other_name(destination, name, options.slot, identity)
     elif checkpoint.slot != options.slot:
         raise _other_slot(checkpoint, name, options)
+    elif not options.accept_gap:
+        refuse_handed_over(source, destination, name, checkpoint)
     publication = catalog.read_publication(source, options.publication)
     if publication is None:
         raise SourceNotReady(
@@ -123,6 +125,39 @@ def begin_capture(
         keep_filters=keep_filters,
     )
     return checkpoint
+
+
+def refuse_handed_over(
+    source: Connection, destination: Connection, name: str, checkpoint: ledger.Checkpoint
+) -> None:
+    """Refuse to go on in the middle of a hand-over, but where it began and the slot was kept.
+
+    Raises:
+        PositionMismatch: With the way out.
+    """
+    handover = handovers.pending(destination, name)
+    if handover is None or handover.end_lsn != checkpoint.end_lsn:
+        return
+    if slot_is_at(source, checkpoint):
+        return
+    raise PositionMismatch(
+        f"a hand-over of {name!r} to another server was begun at {format_lsn(handover.end_lsn)} "
+        "and is not finished. Remedy: run pgaudit-ctx handover finish --yes with the new server's "
+        "URL; or, if it is called off, with that of the old one"
+    )
+
+
+def slot_is_at(source: Connection, checkpoint: ledger.Checkpoint) -> bool:
+    """Whether this is the server that was captured, with a slot that has all from there on."""
+    identity = catalog.read_identity(source)
+    slot = catalog.read_slot(source, checkpoint.slot)
+    return (
+        (checkpoint.system_identifier, checkpoint.timeline, checkpoint.database_oid)
+        == (identity.system_identifier, identity.timeline, identity.database_oid)
+        and slot is not None
+        and slot.wal_status != "lost"
+        and slot.confirmed_flush <= checkpoint.end_lsn
+    )
 
 
 def refuse_busy(source: Connection, slot: str) -> None:

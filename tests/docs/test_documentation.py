@@ -164,6 +164,8 @@ def check_commands(example: Example) -> None:
             if words and not words[0].startswith("-"):
                 assert words[0] in root.commands, f"{example.path}: pgaudit-ctx {words[0]}"
                 command, given = root.commands[words[0]], words[1:]
+            if given and given[0] in getattr(command, "commands", {}):
+                command, given = command.commands[given[0]], given[1:]
             known = {option for parameter in command.params for option in parameter.opts}
             named = {word.partition("=")[0] for word in given if word.startswith("--")}
             assert named <= known | {"--help"}, f"{example.path}: {line}"

@@ -7,6 +7,7 @@ import typer
 from pgaudit_ctx import __version__
 from pgaudit_ctx.cli.demo import demo
 from pgaudit_ctx.cli.doctor import doctor
+from pgaudit_ctx.cli.handover import app as handover
 from pgaudit_ctx.cli.options import out
 from pgaudit_ctx.cli.read import history, log
 from pgaudit_ctx.cli.rejected import app as rejected
@@ -46,3 +47,4 @@ for command in (setup, doctor, worker, status, snapshot, log, history, teardown,
     app.command()(command)
 app.command("try")(trial)
 app.add_typer(rejected)
+app.add_typer(handover)

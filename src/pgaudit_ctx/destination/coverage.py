@@ -95,6 +95,20 @@ def filters_in_force(connection: Connection, source: str) -> dict[int, RecordedF
     }
 
 
+def filters_by_name(connection: Connection, source: str) -> dict[tuple[str, str], RecordedFilters]:
+    """Give the same by schema and name, for a server where tables have other oids."""
+    return {
+        (schema, table): RecordedFilters(closed and reason == _EXCLUDED, ignored, redacted)
+        for schema, table, closed, reason, ignored, redacted in connection.execute(
+            "SELECT DISTINCT ON (schema_name, table_name) schema_name, table_name,"
+            " to_lsn IS NOT NULL, reason, ignored, redacted"
+            " FROM pgaudit_ctx.coverage JOIN pgaudit_ctx.checkpoints USING (source, epoch)"
+            " WHERE source = %s ORDER BY schema_name, table_name, from_lsn DESC",
+            [source],
+        )
+    }
+
+
 def covered_since(connection: Connection, source: str, epoch: int) -> dict[int, int]:
     """Give from which position on each table is captured, for those that are captured now."""
     return {

@@ -152,10 +152,38 @@ def accept_loss(
     fork_lsn: int | None,
     gap_from: int | None,
 ) -> None:
-    """Write down that something is lost, and go on after it; all of it or nothing.
+    """Write down that something is lost, who accepted it, and go on after it.
+
+    All of it or nothing. The arguments are those of :func:`move_on`.
+    """
+    with connection.transaction():
+        move_on(
+            connection, source, before, after, cause, time, fork_lsn=fork_lsn, gap_from=gap_from
+        )
+        arguments = {
+            "source": source,
+            "from_lsn": format_lsn(before.end_lsn),
+            "to_lsn": format_lsn(after.end_lsn),
+        }
+        record_operation(connection, "worker --accept-gap", arguments, cause)
+
+
+def move_on(
+    connection: Connection,
+    source: str,
+    before: Checkpoint,
+    after: Checkpoint,
+    cause: str,
+    time: dt.datetime,
+    *,
+    fork_lsn: int | None,
+    gap_from: int | None,
+    clean: bool = False,
+) -> None:
+    """Go on somewhere else than where the trail ends; all of it or nothing.
 
     Args:
-        connection: To the destination, in autocommit mode.
+        connection: To the destination, inside a transaction of the caller's or in autocommit mode.
         source: The source's name.
         before: Where the trail ends.
         after: Where it goes on; in a new epoch if positions are not comparable any more.
@@ -164,6 +192,7 @@ def accept_loss(
         fork_lsn: Where a failover forked off that has undone what came after.
         gap_from: Where the gap begins, in the epoch where it ends if there was a fork; ``None`` if
             there is none.
+        clean: Whether both ends were proven equal.
 
     Raises:
         PositionMismatch: If the checkpoint is not what it was any more.
@@ -172,7 +201,7 @@ def accept_loss(
         if after.epoch != before.epoch:
             connection.execute(
                 "INSERT INTO pgaudit_ctx.epochs (source, epoch, system_identifier, timeline,"
-                " from_lsn, fork_lsn, cause, clean) VALUES (%s, %s, %s, %s, %s, %s, %s, false)",
+                " from_lsn, fork_lsn, cause, clean) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
                 [
                     source,
                     after.epoch,
@@ -181,6 +210,7 @@ def accept_loss(
                     format_lsn(after.end_lsn if fork_lsn is None else fork_lsn),
                     None if fork_lsn is None else format_lsn(fork_lsn),
                     cause,
+                    clean,
                 ],
             )
         if gap_from is not None:
@@ -221,12 +251,6 @@ def accept_loss(
                 f"the checkpoint of {source!r} has moved while a gap was to be written down: "
                 "another worker runs for this source. Remedy: stop it, and start this one again"
             )
-        arguments = {
-            "source": source,
-            "from_lsn": format_lsn(before.end_lsn),
-            "to_lsn": format_lsn(after.end_lsn),
-        }
-        record_operation(connection, "worker --accept-gap", arguments, cause)
 
 
 def advance_checkpoint(
