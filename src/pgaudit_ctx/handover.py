@@ -132,6 +132,7 @@ def begin(options: WorkerOptions, report: Reporter, *, keep_slot: bool = False) 
                     "writes, and begin again"
                 )
             _refuse_writers(source)
+            refuse_busy(source, options.slot)  # our own walsender may be ending still
             checkpoint = ledger.read_checkpoint(destination, name)
             assert checkpoint is not None  # noqa: S101 - require_capture() has seen one
             with destination.transaction():
