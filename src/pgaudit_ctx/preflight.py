@@ -39,6 +39,7 @@ class WorkerOptions(NamedTuple):
         name: What the source is called in the trail; its database name by default.
         filters: What is left out or blanked.
         accept_gap: Write down a gap, and go on, where else the worker would refuse.
+        ack_delay: Seconds for which the slot is kept back behind what is stored.
     """
 
     source: str
@@ -48,6 +49,7 @@ class WorkerOptions(NamedTuple):
     name: str | None = None
     filters: Filters = Filters()
     accept_gap: bool = False
+    ack_delay: float = 0.0
 
 
 def begin_capture(

@@ -10,6 +10,7 @@ from typing import Final
 
 import psycopg
 
+from pgaudit_ctx.ack_delay import AckDelay
 from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination.schema import Connection, attach_ahead
 from pgaudit_ctx.errors import UsageError
@@ -36,6 +37,7 @@ class Upkeep:
         options: The worker's.
         name: The source's.
         epoch: The current one.
+        ack_delay: Keeps the slot back, if that was asked for.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Upkeep:
         options: WorkerOptions,
         name: str,
         epoch: int,
+        ack_delay: AckDelay | None = None,
     ) -> None:
         self._source = source
         self._destination = destination
         self._options = options
         self._name = name
         self._epoch = epoch
+        self._ack_delay = ack_delay
         now = time.monotonic()
         self._partition_at = now + PARTITION_SECONDS
         self._looked_at = now
@@ -58,7 +62,7 @@ class Upkeep:
         self._slot_moved_at = now
         self._slot_looked_at = now
         self._restart_lsn = 0
-        self.due_at = min(self._partition_at, self._look_at)
+        self.due_at = self._next()
         """When :meth:`do_due` has something to do again, on the monotonic clock."""
 
     def expect_change(self) -> None:
@@ -77,7 +81,13 @@ class Upkeep:
         if now >= self._look_at:
             self._looked_at, self._look_at = now, now + LOOK_SECONDS
             self._look()
-        self.due_at = min(self._partition_at, self._look_at)
+        if self._ack_delay is not None and now >= self._ack_delay.due_at:
+            self._ack_delay.advance()
+        self.due_at = self._next()
+
+    def _next(self) -> float:
+        due_at = min(self._partition_at, self._look_at)
+        return due_at if self._ack_delay is None else min(due_at, self._ack_delay.due_at)
 
     def _look(self) -> None:
         """See whether everything is still published; what is not is a hole, and not an end."""

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import psycopg
 
+from pgaudit_ctx.ack_delay import AckDelay
 from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.destination import ledger
 from pgaudit_ctx.destination.careful import CarefulSink
@@ -125,7 +126,12 @@ class Worker:
         self._heard = Keepalive(0, 0, reply_requested=False)
         self._stored_at = time.monotonic()
         self._upkeep = Upkeep(
-            self._source, self._destination, options, self.name, self._checkpoint.epoch
+            self._source,
+            self._destination,
+            options,
+            self.name,
+            self._checkpoint.epoch,
+            self._withhold(options),
         )
 
     def _begin_capture(self, options: WorkerOptions) -> ledger.Checkpoint:
@@ -143,6 +149,20 @@ class Worker:
         ledger.advance_checkpoint(self._destination, self.name, epoch, end_lsn=end_lsn, time=None)
         kind = CarefulSink if careful else Sink
         return kind(self._destination, self.name, epoch)
+
+    def _withhold(self, options: WorkerOptions) -> AckDelay | None:
+        if not options.ack_delay:
+            return None
+        self._stream.withholds = True
+        slot = catalog.read_slot(self._source, options.slot)
+        return AckDelay(
+            self._destination,
+            self.name,
+            self._checkpoint.epoch,
+            options.ack_delay,
+            self._checkpoint.end_lsn if slot is None else slot.confirmed_flush,
+            self._stream.confirm,
+        )
 
     def stop(self) -> None:
         """Ask the loop to finish its batch and return; safe to call from a signal handler."""

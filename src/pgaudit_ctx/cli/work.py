@@ -48,6 +48,15 @@ def worker(
             help="If something is lost by now, write the gap down and go on. For this start only.",
         ),
     ] = False,
+    ack_delay: Annotated[
+        str | None,
+        typer.Option(
+            "--ack-delay",
+            metavar="TIME",
+            envvar="PGAUDIT_CTX_ACK_DELAY",
+            help="Keep the slot back for so long, for a destination restored from a backup.",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +86,7 @@ def worker(
             hash_key,
         ),
         accept_gap,
+        0.0 if ack_delay is None else options.parse_duration(ack_delay),
     )
     collect_rarely()
     running = Supervisor(chosen, standby=standby)

@@ -9,7 +9,8 @@ import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.doctor.destination_facts import read_destination
-from pgaudit_ctx.doctor.facts import Activity, Facts, Limits, Names, Slot, Source
+from pgaudit_ctx.doctor.facts import Activity, Destination, Facts, Limits, Names, Slot, Source
+from pgaudit_ctx.doctor.lag import stored_up_to
 from pgaudit_ctx.doctor.source_facts import read_source
 from pgaudit_ctx.errors import DatabaseError
 from pgaudit_ctx.source import catalog
@@ -43,7 +44,10 @@ def gather(
     facts = _gather(source, destination, names, limits, version, thorough=True)
     seen = facts.source
     if isinstance(seen, Source) and source is not None and seen.slot is not None:
-        late = seen.position - seen.slot.confirmed_flush > limits.lag
+        end = facts.destination
+        trail = end.trail if isinstance(end, Destination) else None
+        stored = stored_up_to(seen, None if trail is None else trail.checkpoint)
+        late = seen.position - stored > limits.lag
         if seen.slot.active_pid is not None and late:
             return facts._replace(activity=_watch(source, destination, names, seen.slot))
     return facts

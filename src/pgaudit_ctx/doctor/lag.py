@@ -2,12 +2,28 @@
 
 from typing import Final
 
-from pgaudit_ctx.doctor.facts import Activity, Facts, Slot
+from pgaudit_ctx.doctor.facts import Activity, CheckpointFacts, Facts, Slot, Source
 from pgaudit_ctx.doctor.wording import command, size
 
 # So much may lie between what was written and what was sent in ordinary work.
 _UNSENT: Final = 2**20
 _BUSY: Final = 2**20
+
+
+def stored_up_to(source: Source, checkpoint: CheckpointFacts | None) -> int:
+    """Say up to where the trail holds everything: what the slot was told, or more.
+
+    With ``worker --ack-delay`` the slot is told later. The source has a slot.
+    """
+    assert source.slot is not None  # noqa: S101 - as the caller knows
+    told = source.slot.confirmed_flush
+    identity = source.identity
+    if checkpoint is None or (
+        (checkpoint.system_identifier, checkpoint.timeline, checkpoint.database_oid)
+        != (identity.system_identifier, identity.timeline, identity.database_oid)
+    ):
+        return told
+    return max(told, checkpoint.end_lsn)
 
 
 def explain_lag(facts: Facts, slot: Slot) -> tuple[str, str]:

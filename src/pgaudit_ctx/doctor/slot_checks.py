@@ -5,7 +5,7 @@ from typing import Final
 
 from pgaudit_ctx.doctor.facts import CheckpointFacts, Destination, Facts, Slot, Source
 from pgaudit_ctx.doctor.finding import Finding, Group, State
-from pgaudit_ctx.doctor.lag import explain_lag
+from pgaudit_ctx.doctor.lag import explain_lag, stored_up_to
 from pgaudit_ctx.doctor.wording import command, few, size
 from pgaudit_ctx.source.service import quoted
 from pgaudit_ctx.wal.lsn import format_lsn
@@ -218,7 +218,7 @@ def check_worker(facts: Facts, source: Source) -> Iterator[Finding]:
             "worker", Group.WORKER, State.OK, f"reads the slot, process {slot.active_pid}"
         )
     yield from _positions(facts, source, slot, checkpoint)
-    yield from _amounts(facts, source, slot)
+    yield from _amounts(facts, source, slot, checkpoint)
 
 
 def _positions(
@@ -278,8 +278,10 @@ def _positions(
         )
 
 
-def _amounts(facts: Facts, source: Source, slot: Slot) -> Iterator[Finding]:
-    lag = max(0, source.position - slot.confirmed_flush)
+def _amounts(
+    facts: Facts, source: Source, slot: Slot, checkpoint: CheckpointFacts | None
+) -> Iterator[Finding]:
+    lag = max(0, source.position - stored_up_to(source, checkpoint))
     if lag <= facts.limits.lag:
         yield Finding("lag", Group.WORKER, State.OK, f"{size(lag)} behind")
     else:

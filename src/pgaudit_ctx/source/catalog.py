@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import class_row
 
 from pgaudit_ctx.source.keys import KeyHistory, KnownKey
@@ -18,6 +19,8 @@ _FIRST_USER_OID: Final = 16384
 POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 """From which the protocol counts microseconds."""
 _VERSION_WITH_FILTERS: Final = 15_00_00
+VERSION_WITH_FAILOVER: Final = 17_00_00
+"""From which on a slot may be kept on standbys too."""
 _VERSION_WITH_GENERATED: Final = 18_00_00
 
 _KEY_COLUMNS: Final = """
@@ -277,8 +280,14 @@ def remake_slot(connection: Connection, slot: str) -> int:
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
         [slot],
     )
+    failover = ", false, false, failover => true"
+    if connection.info.server_version < VERSION_WITH_FAILOVER:
+        failover = ""
     row = connection.execute(
-        "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')", [slot]
+        sql.SQL(
+            "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput'{})"
+        ).format(sql.SQL(failover)),
+        [slot],
     ).fetchone()
     assert row is not None  # noqa: S101 - a function in FROM gives a row, or an error
     return parse_lsn(row[0])

@@ -73,6 +73,9 @@ class ReplicationStream:
         (timeout,) = self._connection.execute(_TIMEOUT).fetchone() or (0,)
         self._report_seconds = min(_REPORT_SECONDS, timeout / 3000 or _REPORT_SECONDS)
         self._report_at = 0.0
+        self.withholds = False
+        """Whether the slot is told only by :meth:`confirm`, not by :meth:`acknowledge`."""
+        self._stored = 0
 
     def __enter__(self) -> Self:
         return self
@@ -238,13 +241,32 @@ class ReplicationStream:
         """Tell the server up to where everything is stored durably.
 
         Args:
-            flushed: That position; the server may discard the log before it.
+            flushed: That position; the server may discard the log before it, unless the slot is
+                withheld.
             reply_requested: Ask for a keepalive at once.
         """
+        self._stored = flushed
+        # A server that is shut down waits until everything it sent was at least written; what
+        # nothing is said of as flushed does not keep it waiting.
+        self._say(0 if self.withholds else flushed, reply_requested=reply_requested)
+
+    def confirm(self, flushed: int) -> None:
+        """Tell a slot that is withheld how far it may go."""
+        self._say(flushed)
+        self._say(0)
+
+    def _say(self, flushed: int, *, reply_requested: bool = False) -> None:
         if self._ended:
             return  # what came before the end is still stored; the next start tells the slot
         now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
-        self._pgconn.put_copy_data(standby_status(flushed, now, reply_requested=reply_requested))
+        self._pgconn.put_copy_data(
+            standby_status(
+                flushed,
+                now,
+                written=max(self._stored, flushed),
+                reply_requested=reply_requested,
+            )
+        )
         self._pgconn.flush()
         self._report_at = time.monotonic() + self._report_seconds
 

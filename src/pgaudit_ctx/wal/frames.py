@@ -91,16 +91,21 @@ def wal_starts(frames: Sequence[bytes]) -> list[int | None]:
         ) from None
 
 
-def standby_status(flushed: int, sent_at: int, *, reply_requested: bool = False) -> bytes:
+def standby_status(
+    flushed: int, sent_at: int, *, written: int | None = None, reply_requested: bool = False
+) -> bytes:
     """Make a standby status update, the acknowledgement.
 
     Args:
-        flushed: Everything before this LSN is stored durably; reported as written, flushed and
-            applied alike.
+        flushed: Everything before this LSN is stored durably; reported as flushed and applied. 0
+            says nothing of it, and leaves the slot where it is.
         sent_at: Microseconds since 2000-01-01 UTC.
+        written: The LSN to report as written; the same by default.
         reply_requested: Ask the server for a keepalive at once.
 
     Returns:
         The content of one CopyData message to the server.
     """
-    return _STATUS.pack(_R, flushed, flushed, flushed, sent_at, reply_requested)
+    if written is None:
+        written = flushed
+    return _STATUS.pack(_R, written, flushed, flushed, sent_at, reply_requested)
