@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.supervisor import Supervisor
 
+_SECONDS = 60.0
+
 
 @contextmanager
-def supervised(options: WorkerOptions, *, standby: bool = False) -> Iterator[Supervisor]:
-    """Capture while the block runs; whatever ended the supervisor early is raised at its end."""
+def supervised(
+    options: WorkerOptions, *, standby: bool = False, ends_by_itself: bool = False
+) -> Iterator[Supervisor]:
+    """Capture while the block runs; whatever ended the supervisor early is raised at its end.
+
+    One that shall end by itself is given a minute for it before it is told to.
+    """
     supervisor = Supervisor(options, standby=standby)
     failed: list[BaseException] = []
 
@@ -24,6 +31,8 @@ def supervised(options: WorkerOptions, *, standby: bool = False) -> Iterator[Sup
     thread.start()
     try:
         yield supervisor
+        if ends_by_itself:
+            thread.join(_SECONDS)
     finally:
         supervisor.stop()
         thread.join()

@@ -7,10 +7,10 @@ from pgaudit_ctx.doctor.facts import CheckpointFacts, Destination, Facts, Slot, 
 from pgaudit_ctx.doctor.finding import Finding, Group, State
 from pgaudit_ctx.doctor.lag import explain_lag, stored_up_to
 from pgaudit_ctx.doctor.wording import command, few, size
+from pgaudit_ctx.source.catalog import VERSION_WITH_FAILOVER
 from pgaudit_ctx.source.service import quoted
 from pgaudit_ctx.wal.lsn import format_lsn
 
-_VERSION_WITH_FAILOVER: Final = 17_00_00
 _OURS: Final = "pgaudit_ctx"
 _ANEW: Final = ("--recreate-slot", "--yes")
 
@@ -171,7 +171,7 @@ def _plugin(facts: Facts, source: Source, slot: Slot) -> Finding:
 
 def _failover(facts: Facts, source: Source, slot: Slot) -> Finding:
     check = "failover"
-    if source.server.version < _VERSION_WITH_FAILOVER:
+    if source.server.version < VERSION_WITH_FAILOVER:
         return Finding(check, Group.SOURCE, State.OK, "slots follow a failover from 17 on only")
     if slot.failover:
         return Finding(check, Group.SOURCE, State.OK, "the slot is kept on standbys too")

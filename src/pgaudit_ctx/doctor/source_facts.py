@@ -12,12 +12,11 @@ from psycopg.rows import class_row
 from pgaudit_ctx.doctor.facts import Names, Slot, Source, TableDetail
 from pgaudit_ctx.doctor.server_facts import read_server
 from pgaudit_ctx.source import catalog
-from pgaudit_ctx.source.catalog import SourceTable
+from pgaudit_ctx.source.catalog import VERSION_WITH_FAILOVER, SourceTable
 from pgaudit_ctx.wal.lsn import parse_lsn
 
 Connection = psycopg.Connection[Any]
 
-_VERSION_WITH_FAILOVER: Final = 17_00_00
 _VERSION_WITH_GENERATED: Final = 18_00_00
 # Compression makes at most about a hundredth of a value, so below this none can be so large.
 _TOAST_WORTH_A_LOOK: Final = 2**20
@@ -104,7 +103,7 @@ def _now(connection: Connection) -> Any:
 
 
 def _slot(connection: Connection, name: str) -> Slot | None:
-    failover = "s.failover" if connection.info.server_version >= _VERSION_WITH_FAILOVER else "NULL"
+    failover = "s.failover" if connection.info.server_version >= VERSION_WITH_FAILOVER else "NULL"
     row = connection.execute(sql.SQL(_SLOT).format(failover=sql.SQL(failover)), [name]).fetchone()
     if row is None:
         return None

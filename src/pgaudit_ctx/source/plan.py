@@ -11,12 +11,11 @@ from typing import Final, NamedTuple
 
 from psycopg import sql
 
-from pgaudit_ctx.source.catalog import Publication, SourceTable
+from pgaudit_ctx.source.catalog import VERSION_WITH_FAILOVER, Publication, SourceTable
 from pgaudit_ctx.source.grants import RoleState, granting
 from pgaudit_ctx.source.selection import Selection
 from pgaudit_ctx.source.step import Step, Who
 
-_VERSION_WITH_FAILOVER: Final = 17_00_00
 _VERSION_WITH_GENERATED: Final = 18_00_00
 
 
@@ -123,7 +122,7 @@ def _keep_size_step(keep_size: str) -> Step:
 
 def _slot_step(state: SourceState, slot: str) -> Step:
     create = sql.SQL("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{})")
-    failover = state.server_version >= _VERSION_WITH_FAILOVER
+    failover = state.server_version >= VERSION_WITH_FAILOVER
     more = sql.SQL(", false, false, failover => true") if failover else sql.SQL("")
     return Step(
         (_text(create.format(sql.Literal(slot), more)),),
