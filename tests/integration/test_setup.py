@@ -336,6 +336,7 @@ def test_setup_writes_down_that_it_ran_without_any_password(set_up_by_command: C
         "slot": set_up_by_command.options.slot,
         "publication": "pgaudit_ctx",
         "name": None,
+        "recreate_slot": False,
         "source": set_up_by_command.source.name,
         "selection": {"schemas": [], "tables": [], "exclude": []},
         "max_slot_wal_keep_size": None,

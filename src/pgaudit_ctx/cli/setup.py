@@ -236,6 +236,7 @@ def _run(
         "slot": chosen.slot,
         "publication": chosen.publication,
         "name": chosen.name,
+        "recreate_slot": recreate,
     }
     if source is not None:
         complete, remembered = _prepare_source(

@@ -95,7 +95,7 @@ class Activity(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The audited database."""
+    """The audited database; ``following`` are the slots through which standbys read it now."""
 
     server: Server
     slots_used: int
@@ -110,6 +110,7 @@ class Source(NamedTuple):
     publishes_generated: bool
     tables: Sequence[SourceTable]
     details: Mapping[int, TableDetail]
+    following: Sequence[str] = ()
 
 
 class CheckpointFacts(NamedTuple):

@@ -15,6 +15,7 @@ _SETTINGS: Final = (
     "max_slot_wal_keep_size",
     "server_encoding",
     "server_version",
+    "synchronized_standby_slots",
 )
 _ROLE: Final = """
     SELECT current_user::text, r.rolsuper, r.rolreplication OR r.rolsuper OR EXISTS (

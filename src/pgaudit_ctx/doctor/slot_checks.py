@@ -174,7 +174,7 @@ def _failover(facts: Facts, source: Source, slot: Slot) -> Finding:
     if source.server.version < VERSION_WITH_FAILOVER:
         return Finding(check, Group.SOURCE, State.OK, "slots follow a failover from 17 on only")
     if slot.failover:
-        return Finding(check, Group.SOURCE, State.OK, "the slot is kept on standbys too")
+        return _synchronized(source)
     if source.standbys == 0:
         return Finding(check, Group.SOURCE, State.OK, "no standby has a slot here")
     return Finding(
@@ -186,6 +186,36 @@ def _failover(facts: Facts, source: Source, slot: Slot) -> Finding:
         f"`ALTER_REPLICATION_SLOT {quoted(facts.names.slot)} (FAILOVER true)`; on the standby set "
         "sync_replication_slots = on",
     )
+
+
+def _synchronized(source: Source) -> Finding:
+    """Look at what a slot that is kept on standbys waits for."""
+    named = source.server.settings.get("synchronized_standby_slots", "")
+    awaited = [name.strip().strip('"') for name in named.split(",") if name.strip()]
+    missing = [name for name in awaited if name not in source.following]
+    if missing:
+        return Finding(
+            "failover",
+            Group.SOURCE,
+            State.PROBLEM,
+            f"synchronized_standby_slots names {', '.join(missing)}, which no standby reads: until "
+            "one does, nothing is sent to the worker",
+            "start that standby; if it is gone for good, on the source run `ALTER SYSTEM SET "
+            "synchronized_standby_slots = "
+            f"'{', '.join(name for name in awaited if name not in missing)}'`, then run "
+            "`SELECT pg_reload_conf()`",
+        )
+    if source.standbys and not awaited:
+        return Finding(
+            "failover",
+            Group.SOURCE,
+            State.WARNING,
+            "the slot is kept on standbys too, but it does not wait for them: one that is promoted "
+            "may lack what is captured already",
+            "on the source set synchronized_standby_slots to the slot of the standby that would be "
+            "promoted; on that one set sync_replication_slots = on",
+        )
+    return Finding("failover", Group.SOURCE, State.OK, "the slot is kept on standbys too")
 
 
 def check_worker(facts: Facts, source: Source) -> Iterator[Finding]:

@@ -67,7 +67,9 @@ def read_source(connection: Connection, names: Names, *, thorough: bool = True) 
     used = connection.execute(
         "SELECT (SELECT count(*) FROM pg_replication_slots),"
         " (SELECT count(*) FROM pg_stat_replication),"
-        " (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical')"
+        " (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical'),"
+        " ARRAY(SELECT slot_name::text FROM pg_replication_slots"
+        " WHERE slot_type = 'physical' AND active)"
     ).fetchone()
     assert used is not None  # noqa: S101 - functions without FROM give one row
     tables = catalog.read_tables(connection, names.publication) if thorough else []
@@ -93,6 +95,7 @@ def read_source(connection: Connection, names: Names, *, thorough: bool = True) 
         generated,
         tables,
         {detail.oid: detail for detail in _details(connection, tables)},
+        used[3],
     )
 
 
