@@ -24,6 +24,9 @@ CALLS = [
     ("SELECT größe(1)", ("größe",)),
     ("SELECT * FROM a JOIN b USING (id) WHERE (a.x, a.y) = (1, 2)", ()),
     ("VALUES (f(1)), (g(2))", ("f", "g")),
+    ("SELECT 🩺(1), f🩺 (2)", ("f🩺", "🩺")),
+    ("SELECT a . b . c . f()", ("c.f",)),
+    ("SELECT $1 (2), %(x)s (3)", ("s",)),
 ]  # fmt: skip
 
 
@@ -92,6 +95,12 @@ def test_what_changes_the_default_says_so() -> None:
 )
 def test_a_copy_writes_if_it_copies_from_something(statement: str, effect: Effect) -> None:
     assert classify(statement).effect is effect
+
+
+def test_a_query_that_is_copied_calls_functions_and_the_columns_of_a_table_do_not() -> None:
+    options = "TO STDOUT WITH (FORMAT csv, FORCE_QUOTE (a))"
+    assert classify(f"COPY (SELECT f(a), (g()) FROM t) {options}").functions == ("f", "g")
+    assert classify(f"COPY t (a, b) {options}").functions == ()
 
 
 @pytest.mark.parametrize(

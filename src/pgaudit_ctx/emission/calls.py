@@ -7,15 +7,22 @@ write.
 import re
 from typing import Final
 
-_NAME: Final = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*+)'
-_CALL: Final = re.compile(rf"(?<![\w$])({_NAME}(?:\s*\.\s*{_NAME})*)\s*\(")
-_PART: Final = re.compile(_NAME)
-# What comes before a name that is no function: CAST(x AS numeric(10, 2)), x::numeric(10, 2),
-# FROM f() AS t(a, b), and a column after a point is part of the name already.
-_NOT_CALLED_AFTER: Final = re.compile(r"(?:\bas|::)\s*\Z", re.IGNORECASE)
+# What PostgreSQL takes for part of a name (documentation: "Identifiers and Key Words").
+NAMED: Final = r"\w$\x80-\U0010ffff"
+
+# Behind whatever else stands before it a parenthesis calls nothing: %(placeholder)s, IN ((1, 2)).
+_OPENING: Final = re.compile(rf'"[^"]*"|\((?<=[{NAMED}"\s]\()')
+# A name as it stands before a parenthesis, read from there backwards: so each place of a text is
+# looked at once, however many names it has. What is cast to (x::numeric(10, 2), CAST(x AS
+# numeric(10, 2))), and what is defined in FROM f() AS t(a, b), is no function.
+_NAME: Final = rf'(?:"(?:[^"]|"")*+"|[{NAMED}]++)'
+_CALLED: Final = re.compile(
+    rf"\s*+(?P<name>{_NAME}(?:\s*+\.\s*+{_NAME})*+)\s*+(?P<cast>::|sa(?![{NAMED}]))?", re.IGNORECASE
+)
+_PART: Final = re.compile(r'"((?:[^"]|"")*)"|([^\s."]+)')
 # The columns of WITH name(a, b) AS [NOT MATERIALIZED] (SELECT …), but not the types of what a
 # function gives: FROM f() AS (a int).
-_BEFORE_A_CTE: Final = re.compile(r"(?:\bwith|\brecursive|,)\s*\Z", re.IGNORECASE)
+_BEFORE_A_CTE: Final = re.compile(rf",|(?:htiw|evisrucer)(?![{NAMED}])", re.IGNORECASE)
 _CTE_COLUMNS: Final = re.compile(
     r"[^()]*\)\s*as\s*(?:(?:not\s+)?materialized\s*)?"
     r"\(\s*(?:\(|(?:select|with|insert|update|delete|merge|values|table)\b)",
@@ -40,6 +47,7 @@ _KEYWORDS: Final = frozenset(
     xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
     """.split()  # noqa: SIM905 - a hundred quoted words would be harder to read
 )
+_NO_NAME_BEGINS_WITH: Final = tuple("0123456789$")
 _AFTER_A_CALL: Final = frozenset({"filter", "over"})
 
 
@@ -54,24 +62,34 @@ def called_functions(statement: str) -> tuple[str, ...]:
         one (``"clinic.admit"``). Those of ``pg_catalog`` are left out where it is named; names that
         are not functions at all may be among them.
     """
+    backwards = statement[::-1]
+    size = len(statement)
     found = set()
-    for match in _CALL.finditer(statement):
-        parts = [_fold(part) for part in _PART.findall(match[1])]
-        word = match[1].lower()
-        if word in _KEYWORDS:
+    for opening in _OPENING.finditer(statement):
+        if opening[0] != "(":
+            continue  # a quoted name, which may hold a parenthesis of its own
+        called = _CALLED.match(backwards, size - opening.start())
+        if called is None or called["cast"]:
             continue
-        if word in _AFTER_A_CALL and statement[: match.start()].rstrip().endswith(")"):
+        word = called["name"][::-1]
+        lower = word.lower()
+        if lower in found or lower in _KEYWORDS:
+            continue
+        if lower in _AFTER_A_CALL and backwards.startswith(")", called.end()):
+            continue
+        parts = [_fold(part) for part in _PART.findall(word)]
+        if parts[-1].startswith(_NO_NAME_BEGINS_WITH):
             continue
         if len(parts) > 1 and parts[-2] in _CATALOGS:
             continue
-        if _NOT_CALLED_AFTER.search(statement, max(0, match.start() - 32), match.start()):
-            continue
-        before = statement[max(0, match.start() - 32) : match.start()]
-        if _BEFORE_A_CTE.search(before) and _CTE_COLUMNS.match(statement, match.end()):
+        if _BEFORE_A_CTE.match(backwards, called.end()) and _CTE_COLUMNS.match(
+            statement, opening.end()
+        ):
             continue
         found.add(".".join(parts[-2:]))
     return tuple(sorted(found))
 
 
-def _fold(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+def _fold(part: tuple[str, str]) -> str:
+    quoted, bare = part
+    return quoted.replace('""', '"') if quoted else bare.lower()

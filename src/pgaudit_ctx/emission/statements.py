@@ -7,9 +7,10 @@ it. Plain reads stay free of messages.
 import enum
 import functools
 import re
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from pgaudit_ctx.emission.calls import called_functions
+from pgaudit_ctx.emission.calls import NAMED, called_functions
 
 
 class Effect(enum.Enum):
@@ -57,41 +58,50 @@ class Statement(NamedTuple):
 DML: Final = Statement(Effect.WRITES, wrappable=True)
 """An INSERT, UPDATE or DELETE that SQLAlchemy compiled."""
 
-# Comments and everything quoted, so that no word inside is taken for SQL.
+# Comments and everything quoted, so that no word inside is taken for SQL. Each begins with one of a
+# few characters, which is what makes the search for the next one fast.
 _OPAQUE: Final = re.compile(
-    r"""--[^\n\r]*
-    | /\*.*?(?:\*/|\Z)
-    | (?P<name>"[^"]*(?:""[^"]*)*(?:"|\Z))
-    | (?<![\w$])\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)
-    | (?<!\w)[eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*(?:'|\Z)
-    | '[^']*(?:''[^']*)*(?:'|\Z)
+    rf"""--[^\n\r]*
+    | /(?P<comment>\*)
+    | "(?P<name>[^"]*(?:"|\Z))
+    | \$(?<![{NAMED}]\$)(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*)?)\$
+      .*?(?:\$(?P=tag)\$|\Z)
+    | '(?<=[eE]')(?<![{NAMED}][eE]')[^'\\]*(?:(?:\\.|'')[^'\\]*)*(?:'|\Z)
+    | '[^']*(?:'|\Z)
     """,
     re.VERBOSE | re.DOTALL,
 )
+_HARMLESS: Final = str.maketrans(";()", ":::")
+_COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 _WORD: Final = re.compile(r"[a-z_]+")
 _LOCKING: Final = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b")
-_WRITING_QUERY: Final = re.compile(r"\b(?:insert\s+into|delete\s+from|merge\s+into|into)\b")
+_WRITING_QUERY: Final = re.compile(r"\b(?:into|delete\s+from)\b")
 _READ_ONLY: Final = re.compile(r"\bread\s+(only|write)\b")
 _SET_READ_ONLY: Final = re.compile(
     r"^set\s+(?:local\s+)?transaction_read_only\s*(?:=|\bto\b)\s*(\w+)?"
 )
 _DEFAULTS: Final = re.compile(r"\bdefault_transaction_read_only\b|\bcharacteristics\b")
-_INNERMOST: Final = re.compile(r"\([^()]*\)")
+_NESTING: Final = re.compile(r"[()]")
+_NESTING_OR_FROM: Final = re.compile(r"[()]|\bfrom\b")
+_COPIED_QUERY: Final = re.compile(r"copy\s*\(", re.IGNORECASE)
 _UPDATE: Final = re.compile(r"\bupdate\b")
 _SET: Final = re.compile(r"\bset\b")
 _PLAIN_DML: Final = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
+# A long text is seldom seen twice: it holds values, or as many placeholders as there were values.
 _LONG: Final = 8 * 1024
+_VERY_LONG: Final = 64 * 1024
+_QUOTED_NAME: Final = re.compile(r'"[^"]*"')
 _SAVEPOINT: Final = re.compile(
     r"""^(?P<verb>savepoint|rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?
     |release(?:\s+savepoint)?)\s+(?P<name>"(?:[^"]|"")*"|[\w$]+)""",
     re.VERBOSE | re.IGNORECASE,
 )
 _OUTSIDE_TRANSACTIONS: Final = re.compile(
-    r"""^(?:create|drop|reindex|alter)\b.*\bconcurrently\b
-    |^(?:create|drop)\s+(?:database|tablespace|subscription)\b
-    |^alter\s+(?:system|subscription)\b
-    |^alter\s+database\b.*\bset\s+tablespace\b
-    |^reindex\s+(?:\([^)]*\)\s*)?(?:database|system|schema)\b""",
+    r"""(?:create|drop|reindex|alter)\b.*\bconcurrently\b
+    |(?:create|drop)\s+(?:database|tablespace|subscription)\b
+    |alter\s+(?:system|subscription)\b
+    |alter\s+database\b.*\bset\s+tablespace\b
+    |reindex\s+(?:\([^)]*\)\s*)?(?:database|system|schema)\b""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -121,15 +131,15 @@ def classify(statement: str) -> Statement:
     """
     if len(statement) <= _LONG:
         return _remembered(statement)
-    # A long text is one of a kind, and taking it apart would cost more than a message too many.
-    if _PLAIN_DML.match(statement):
-        several = ";" in statement
-        return DML._replace(unclear=several, several=several, wrappable=not several)
+    if len(statement) <= _VERY_LONG:
+        return _remembered_long(statement)
     return _classify(statement)
 
 
 def _classify(statement: str) -> Statement:
-    bare = _OPAQUE.sub(lambda found: (found["name"] or " ").replace(";", ":"), statement)
+    if ";" not in statement and _PLAIN_DML.match(statement):
+        return DML
+    bare = _bare(statement)
     found = [_classify_one(part) for part in bare.split(";") if part.strip()]
     if not found:
         return Statement(Effect.READS)
@@ -151,11 +161,39 @@ def _classify(statement: str) -> Statement:
 
 
 _remembered: Final = functools.lru_cache(maxsize=2048)(_classify)
+_remembered_long: Final = functools.lru_cache(maxsize=64)(_classify)
+
+
+def _bare(statement: str) -> str:
+    """Blank out comments and everything quoted, except names, which are left without ";()"."""
+    found = _OPAQUE.search(statement)
+    if found is None:
+        return statement
+    parts, position = [], 0
+    while found is not None:
+        parts.append(statement[position : found.start()])
+        position = found.end()
+        if found["comment"]:
+            position = _end_of_comment(statement, position)
+        parts.append(" " if found["name"] is None else found[0].translate(_HARMLESS))
+        found = _OPAQUE.search(statement, position)
+    parts.append(statement[position:])
+    return "".join(parts)
+
+
+def _end_of_comment(statement: str, position: int) -> int:
+    """Give where a comment ends whose beginning ends at a position; they nest, unlike in C."""
+    depth = 1
+    for edge in _COMMENT_EDGE.finditer(statement, position):
+        depth += 1 if edge[0] == "/*" else -1
+        if not depth:
+            return edge.end()
+    return len(statement)
 
 
 def _classify_one(part: str) -> Statement:  # noqa: PLR0911 - one for each kind of statement
     part = part.strip().lstrip("( \n\t\r")
-    low = re.sub(r'"(?:[^"]|"")*"', '""', part).lower()
+    low = (_QUOTED_NAME.sub('""', part) if '"' in part else part).lower()
     word_found = _WORD.match(low)
     word = "" if word_found is None else word_found[0]
     savepoint = _SAVEPOINT.match(part)
@@ -168,7 +206,7 @@ def _classify_one(part: str) -> Statement:  # noqa: PLR0911 - one for each kind 
             Effect.READS, read_only=_read_only(low), sets_default=bool(_DEFAULTS.search(low))
         )
     if word == "copy":
-        return Statement(Effect.WRITES if _copy_writes(low) else Effect.READS, several=True)
+        return _classify_copy(part, low)
     explained = word == "explain"
     if explained and re.search(r"\banaly[sz]e\b", low) is None:
         return Statement(Effect.READS)
@@ -178,7 +216,7 @@ def _classify_one(part: str) -> Statement:  # noqa: PLR0911 - one for each kind 
         if _query_writes(low):
             return Statement(Effect.WRITES, wrappable=not explained)
         return Statement(Effect.READS, wrappable=not explained, functions=called_functions(part))
-    if word in _NEVER or _OUTSIDE_TRANSACTIONS.search(low):
+    if word in _NEVER or _OUTSIDE_TRANSACTIONS.match(low):
         return Statement(Effect.READS)
     return Statement(Effect.WRITES, wrappable=word in _DML_VERBS)
 
@@ -197,19 +235,36 @@ def _read_only(low: str) -> bool | None:
     return None if access is None else access[1] == "only"
 
 
-def _copy_writes(low: str) -> bool:
-    if _query_writes(low):
-        return True
-    outside = low
-    while (shorter := _INNERMOST.sub(" ", outside)) != outside:
-        outside = shorter
-    return re.search(r"\bfrom\b", outside) is not None
+def _classify_copy(part: str, low: str) -> Statement:
+    query = _COPIED_QUERY.match(part)
+    if query is None:  # COPY t (a, b) FROM, or TO
+        into_it = any(
+            depth == 0 and found[0] == "from" for found, depth in _nesting(low, _NESTING_OR_FROM)
+        )
+        return Statement(Effect.WRITES if into_it else Effect.READS, several=True)
+    # Without what stands behind the query, for its options look like calls.
+    ends = (found.start() for found, depth in _nesting(part, _NESTING) if depth <= 0)
+    copied = part[query.end() : next(ends, len(part))]
+    if _query_writes(copied.lower()):
+        return Statement(Effect.WRITES, several=True)
+    return Statement(Effect.READS, several=True, functions=called_functions(copied))
+
+
+def _nesting(text: str, marks: "re.Pattern[str]") -> Iterator[tuple["re.Match[str]", int]]:
+    """Give each mark in a text with how deep in parentheses it stands, a closing one outside."""
+    depth = 0
+    for found in marks.finditer(text):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        yield found, depth
 
 
 def _query_writes(low: str) -> bool:
-    low = _LOCKING.sub(" ", low)
-    if _WRITING_QUERY.search(low) is not None:
+    # Most reads have none of the words, and to look for these alone is fast.
+    if ("into" in low or "delete" in low) and _WRITING_QUERY.search(low) is not None:
         return True
+    if "update" not in low:
+        return False
+    low = _LOCKING.sub(" ", low)
     update = _UPDATE.search(low)
     return update is not None and _SET.search(low, update.end()) is not None
 
