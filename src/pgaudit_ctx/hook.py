@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from pgaudit_ctx.emission.composer import Composer, Provider
 from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted, emitted_of
 from pgaudit_ctx.emission.explain import Explainer
 from pgaudit_ctx.emission.own_statements import EMIT, claim
+from pgaudit_ctx.emission.sending import Execute, Many
 from pgaudit_ctx.emission.transactions import driver_connection
 from pgaudit_ctx.errors import UsageError
 
@@ -195,9 +196,12 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> b
 
 def _do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
     execute = context.dialect.do_executemany
-    return _handle(
-        cursor, statement, context, lambda: execute(cursor, statement, parameters, context)
-    )
+
+    def execute_some(some: Sequence[Any]) -> None:
+        execute(cursor, statement, some, context)
+
+    many = Many(execute_some, parameters)
+    return _handle(cursor, statement, context, lambda: execute_some(parameters), many)
 
 
 def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool:
@@ -212,7 +216,9 @@ _HANDLERS: Final = (
 )
 
 
-def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], None]) -> bool:
+def _handle(
+    cursor: Any, statement: str, context: Any, execute: Execute, many: Many | None = None
+) -> bool:
     """Have a statement explained; ``True`` tells SQLAlchemy that it was executed by us."""
     claim(cursor)
     connection: Connection = context.root_connection
@@ -223,7 +229,7 @@ def _handle(cursor: Any, statement: str, context: Any, execute: Callable[[], Non
     explainer = _explainer_of(connection, state)
     if explainer is None:
         return False
-    return explainer.explain(state, driver, cursor, statement, context, execute)
+    return explainer.explain(state, driver, cursor, statement, context, execute, many)
 
 
 def _explainer_of(connection: Connection, state: Emitted) -> Explainer | None:

@@ -47,6 +47,55 @@ def test_many_rows_in_one_execution_share_one_message(
     assert messages.contexts()[:1] == [A]
 
 
+MANY = text("INSERT INTO patient (id, name, status) VALUES (:id, 'x', 'ACTIVE')")
+WAYS = [
+    ("psycopg", {}),
+    ("psycopg2", {}),
+    ("psycopg2", {"executemany_mode": "values_plus_batch", "executemany_batch_page_size": 2}),
+    ("pg8000", {}),
+]
+
+
+@pytest.mark.parametrize(("driver", "options"), WAYS, ids=str)
+def test_of_many_rows_as_many_stay_before_one_that_fails_as_without_the_hook(
+    source: Database, messages: Messages, driver: str, options: dict[str, object]
+) -> None:
+    found = []
+    for hook in (False, True):
+        source.execute("TRUNCATE patient CASCADE")
+        engine = source.engine(driver, isolation_level="AUTOCOMMIT", **options)
+        if hook:
+            install(engine)
+        messages.all()
+        with audit_context(user="a"), engine.connect() as connection:
+            affected = connection.execute(MANY, [{"id": number} for number in (6, 7)]).rowcount
+            with pytest.raises(exc.IntegrityError) as raised:
+                connection.execute(MANY, [{"id": number} for number in (1, 2, 3, 4, 1, 5)])
+        kept = source.execute("SELECT id FROM patient ORDER BY id")
+        found.append((affected, type(raised.value.orig), str(raised.value.orig), kept))
+    assert found[0] == found[1]
+    # Each row that stayed is preceded by its context, in its own transaction.
+    arrived = messages.all()
+    assert arrived.count("INSERT") == len(found[1][-1])
+    assert arrived[0] == A
+    if driver == "pg8000":
+        assert arrived == [A, "INSERT"] * 6
+
+
+def test_many_updated_rows_are_counted_as_without_the_hook(
+    source: Database, messages: Messages, autocommit: Engine
+) -> None:
+    source.execute(f"{PLAIN}; INSERT INTO patient (id, name, status) VALUES (2, 'x', 'ACTIVE')")
+    statement = text("UPDATE patient SET name = :name WHERE id >= :id")
+    many = [{"name": "y", "id": 1}, {"name": "z", "id": 2}]
+    with autocommit.connect() as connection:
+        plain = connection.execute(statement, many).rowcount
+        messages.all()
+        with audit_context(user="a"):
+            assert connection.execute(statement, many).rowcount == plain
+    assert {entry for entry in messages.all() if entry.startswith("{")} == {A}
+
+
 def test_a_connection_that_is_set_to_autocommit_is_explained_too(
     source: Database, messages: Messages
 ) -> None:

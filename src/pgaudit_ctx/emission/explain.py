@@ -6,11 +6,13 @@ from pgaudit_ctx.emission.composer import Composer
 from pgaudit_ctx.emission.emitted import UNKNOWN, Emitted
 from pgaudit_ctx.emission.sending import (
     Execute,
+    Many,
     can_pipeline,
     can_send_with,
     send,
     send_apart,
     send_pipelined,
+    send_portions,
     send_wrapped,
 )
 from pgaudit_ctx.emission.statements import DML, Effect, Statement, classify
@@ -48,6 +50,7 @@ class Explainer:
         statement: str,
         context: Any,
         execute: Execute,
+        many: Many | None = None,
     ) -> bool:
         """Emit what explains a statement that is about to be executed, if it may write.
 
@@ -58,6 +61,7 @@ class Explainer:
             statement: As the driver gets it.
             context: SQLAlchemy's execution context.
             execute: Hands the statement to the driver.
+            many: Does so with some of its parameters, where it has many sets of them.
 
         Returns:
             Whether the statement has been executed by now, together with its message.
@@ -82,8 +86,13 @@ class Explainer:
             if content is not None:
                 # That a cursor is server-side is told nowhere else.
                 alone = not found.wrappable or context._is_server_side  # noqa: SLF001
-                emit = self._emit_autocommit if driver.is_autocommit() else self._emit
-                executed = emit(state, driver, content, cursor, None if alone else execute)
+                how = None if alone else execute
+                if driver.is_autocommit():
+                    executed = self._emit_autocommit(
+                        state, driver, content, cursor, how, many, context
+                    )
+                else:
+                    executed = self._emit(state, driver, content, cursor, how)
         if not compiled:
             _follow(state, driver, found)
         return executed
@@ -148,6 +157,8 @@ class Explainer:
         content: str,
         cursor: Any,
         execute: Execute | None,
+        many: Many | None,
+        context: Any,
     ) -> bool:
         if driver.is_open():
             # BEGIN was sent as text; where that transaction ends is not always to be seen.
@@ -155,7 +166,13 @@ class Explainer:
             state.text = UNKNOWN
             return False
         if execute is not None and can_send_with(driver):
-            send_wrapped(driver, cursor, execute, content)
+            size = None if many is None else driver.commits_many_in()
+            if many is None or size is None:
+                send_wrapped(driver, cursor, execute, content)
+            else:
+                rows = send_portions(driver, cursor, many, size, content)
+                if size == 1:  # a driver adds them up, but the last execution is all it knows of
+                    context._rowcount = rows  # noqa: SLF001 - there is no other way to say it
             return True
         self.composer.complain(
             "AUTOCOMMIT",

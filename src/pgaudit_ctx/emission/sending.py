@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pgaudit_ctx.emission.own_statements import EMIT, prepared, run
 from pgaudit_ctx.emission.transactions import DriverConnection
@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
 Execute: TypeAlias = Callable[[], None]
 """Hands the statement that is being executed to the driver."""
+
+
+class Many(NamedTuple):
+    """A statement that is executed with many sets of parameters.
+
+    Attributes:
+        execute: Hands it to the driver with some of them.
+        parameters: All of them.
+    """
+
+    execute: Callable[[Sequence[Any]], None]
+    parameters: Sequence[Any]
 
 
 def send(driver: DriverConnection, content: str, *, is_open: bool) -> None:
@@ -53,8 +65,7 @@ def can_send_with(driver: DriverConnection) -> bool:
 
 def can_pipeline(driver: DriverConnection) -> bool:
     """Say whether a message can travel in one trip with a statement, in an open transaction."""
-    dialect = driver.dialect
-    return dialect.driver == "psycopg" and not dialect.is_async and can_send_with(driver)
+    return driver.can_pipeline and can_send_with(driver)
 
 
 def send_pipelined(driver: DriverConnection, cursor: Any, execute: Execute, content: str) -> None:
@@ -95,6 +106,24 @@ def send_wrapped(driver: DriverConnection, cursor: Any, execute: Execute, conten
             run(driver.adapted, "ROLLBACK")
         raise
     run(driver.adapted, "COMMIT")
+
+
+def send_portions(
+    driver: DriverConnection, cursor: Any, many: Many, size: int, content: str
+) -> int:
+    """Do the same for many sets of parameters, of which the driver commits so many together.
+
+    What comes before a set that fails stays, as without us.
+
+    Returns:
+        How many rows were affected; -1 if the driver does not know.
+    """
+    affected = []
+    for first in range(0, len(many.parameters), size):
+        some = many.parameters[first : first + size]
+        send_wrapped(driver, cursor, functools.partial(many.execute, some), content)
+        affected.append(cursor.rowcount)
+    return -1 if -1 in affected else sum(affected)
 
 
 @functools.cache

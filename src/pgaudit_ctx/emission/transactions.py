@@ -32,14 +32,16 @@ class DriverConnection:
 
     Attributes:
         own: The driver's own connection, which is the same unless it is asynchronous.
+        can_pipeline: Whether several statements can be sent in one trip.
     """
 
-    __slots__ = ("adapted", "dialect", "own")
+    __slots__ = ("adapted", "can_pipeline", "dialect", "own")
 
     def __init__(self, dialect: Dialect, adapted: Any) -> None:
         self.dialect = dialect
         self.adapted = adapted
         self.own: Any = dialect.get_driver_connection(adapted)
+        self.can_pipeline = False
 
     def is_autocommit(self) -> bool:
         """Say whether the driver ends a transaction after each statement."""
@@ -57,6 +59,14 @@ class DriverConnection:
     def in_pipeline(self) -> bool:
         """Say whether the application has put the connection into a pipeline."""
         return False
+
+    def commits_many_in(self) -> int | None:
+        """Say how many sets of parameters an executemany commits together in AUTOCOMMIT mode.
+
+        Returns:
+            ``None`` if all, which succeed or fail together.
+        """
+        return 1
 
     def is_read_only(self, said: bool | None) -> bool:  # noqa: FBT001 - a value, no switch
         """Say whether nothing can be written.
@@ -87,7 +97,16 @@ class DriverConnection:
 
 
 class _Psycopg(DriverConnection):
-    __slots__ = ()
+    __slots__ = ("_libpq_pipelines",)
+
+    def __init__(self, dialect: Dialect, adapted: Any) -> None:
+        super().__init__(dialect, adapted)
+        # libpq can from version 14 on.
+        self._libpq_pipelines: bool = dialect.loaded_dbapi.Pipeline.is_supported()
+        self.can_pipeline = self._libpq_pipelines and not dialect.is_async
+
+    def commits_many_in(self) -> int | None:
+        return None if self._libpq_pipelines else 1
 
     def is_open(self) -> bool:
         # Through pgconn and not info, which is an object made anew each time.
@@ -110,6 +129,12 @@ class _Psycopg(DriverConnection):
 class _Psycopg2(DriverConnection):
     __slots__ = ()
 
+    def commits_many_in(self) -> int | None:
+        dialect: Any = self.dialect
+        if dialect.executemany_mode.name != "EXECUTEMANY_VALUES_PLUS_BATCH":
+            return 1
+        return dialect.executemany_batch_page_size or 100  # which is psycopg2's own default
+
     def is_open(self) -> bool:
         return bool(self.own.get_transaction_status() != _IDLE)
 
@@ -122,6 +147,9 @@ class _Psycopg2(DriverConnection):
 
 class _Asyncpg(DriverConnection):
     __slots__ = ()
+
+    def commits_many_in(self) -> int | None:
+        return None
 
     def is_open(self) -> bool:
         return bool(self.own.is_in_transaction())
