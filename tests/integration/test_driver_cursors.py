@@ -1,6 +1,7 @@
 """What is written past SQLAlchemy, on psycopg's own connection, is explained as well."""
 
 import logging
+from contextlib import aclosing
 
 import psycopg
 import pytest
@@ -213,3 +214,112 @@ def test_a_function_that_makes_cursors_is_left_alone(source: Database, messages:
     with audit_context(user="a"), engine.begin() as connection:
         connection.execute(insert(Patient).values(id=1, name="x"))
     assert messages.all() == [A, "INSERT"]
+
+
+@pytest.mark.parametrize("way", ["as text", "transaction()"])
+def test_read_only_that_a_savepoint_took_back_past_sqlalchemy_counts_no_more(
+    messages: Messages, engine: Engine, way: str
+) -> None:
+    with audit_context(user="a"), engine.begin() as connection:
+        connection.execute(text("SELECT 1"))
+        driver = connection.connection.driver_connection
+        if way == "as text":
+            driver.execute("SAVEPOINT s")
+            driver.execute("SET TRANSACTION READ ONLY")
+            driver.execute("ROLLBACK TO s")
+        else:
+            with driver.transaction():
+                driver.execute("SET TRANSACTION READ ONLY")
+                raise psycopg.Rollback
+        driver.execute(PLAIN, [1])
+        connection.execute(insert(Patient).values(id=2, name="x"))
+    assert messages.all() == [A, "INSERT", A, "INSERT"]
+
+
+def test_after_a_read_on_the_drivers_connection_a_write_outside_of_any_scope_emits_nothing(
+    messages: Messages, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.connection.driver_connection.execute("SELECT 1")
+        connection.execute(insert(Patient).values(id=1, name="x"))
+    assert messages.all() == ["INSERT"]
+
+
+def test_after_a_write_on_the_drivers_connection_the_end_of_its_scope_is_told(
+    messages: Messages, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        with audit_context(user="a"):
+            connection.connection.driver_connection.execute(PLAIN, [1])
+        connection.execute(insert(Patient).values(id=2, name="x"))
+    assert messages.all() == [A, "INSERT", "{}", "INSERT"]
+
+
+def test_a_query_that_is_copied_carries_the_context_of_the_function_that_it_calls(
+    source: Database, messages: Messages, engine: Engine
+) -> None:
+    source.execute(
+        "CREATE FUNCTION admit(int) RETURNS int LANGUAGE sql AS"
+        " $$ INSERT INTO patient (id, name, status) VALUES ($1, 'x', 'ACTIVE') RETURNING id $$"
+    )
+    with audit_context(user="a"), engine.begin() as connection:
+        driver = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy("COPY (SELECT admit(1)) TO STDOUT") as copy:
+            assert list(copy.rows()) == [("1",)]
+        connection.execute(text("COPY (SELECT id FROM patient) TO '/dev/null'"))
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_a_context_provider_may_read_on_the_connection_that_its_write_is_on(
+    source: Database, messages: Messages
+) -> None:
+    engine = source.engine()
+    reading = []
+    install(engine, providers=[lambda: {"answer": reading[0].execute("SELECT 42").fetchone()[0]}])
+    raw = engine.raw_connection()
+    reading.append(raw.driver_connection)
+    raw.driver_connection.execute(PLAIN, [1])
+    raw.commit()
+    raw.close()
+    assert messages.all() == ['{"answer":42}', "INSERT"]
+
+
+async def test_a_stream_that_is_left_early_leaves_the_connection_usable(source: Database) -> None:
+    engine: AsyncEngine = create_async_engine(source.sqlalchemy_url(), poolclass=NullPool)
+    install(engine)
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        rows = driver.cursor().stream("SELECT generate_series(1, 100000)")
+        async with aclosing(rows):
+            assert await anext(rows) == (1,)
+        assert not driver.lock.locked()
+        await driver.rollback()  # psycopg has cancelled the query
+        assert await (await driver.execute("SELECT 1")).fetchone() == (1,)
+    await engine.dispose()
+
+
+def test_a_stream_is_explained_when_its_first_row_is_asked_for(
+    messages: Messages, engine: Engine
+) -> None:
+    with audit_context(user="a"), engine.begin() as connection:
+        rows = connection.connection.driver_connection.cursor().stream(f"{PLAIN} RETURNING id", [1])
+        connection.execute(text("SELECT 1"))
+        assert list(rows) == [(1,)]
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_the_cursors_of_a_derived_engine_go_by_the_options_of_the_engine_it_was_made_of(
+    source: Database, messages: Messages
+) -> None:
+    engine = source.engine()
+    derived = engine.execution_options(foo=1)
+    install(engine, providers=[lambda: {"from": "engine"}])
+    install(derived, providers=[lambda: {"from": "derived"}])
+    with derived.begin() as connection:
+        connection.execute(insert(Patient).values(id=1, name="x"))
+        connection.connection.driver_connection.execute(PLAIN, [2])
+        connection.execute(insert(Patient).values(id=3, name="x"))
+    uninstall(derived)
+    uninstall(engine)
+    told = '{"from":"derived"}'
+    assert messages.all() == [told, "INSERT", '{"from":"engine"}', "INSERT", told, "INSERT"]

@@ -474,16 +474,22 @@ def test_a_failed_statement_inside_a_savepoint_is_told_again_what_it_took_away(
     assert messages.all() == [A, "INSERT"]
 
 
-def test_a_two_phase_transaction_carries_its_context(source: Database, messages: Messages) -> None:
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_two_phase_transaction_carries_its_context_and_none_where_there_is_none(
+    source: Database, messages: Messages, driver: str
+) -> None:
     ((allowed,),) = source.execute("SHOW max_prepared_transactions")
     if allowed == "0":
         pytest.skip("this server allows no prepared transactions")
-    engine = create_engine(source.sqlalchemy_url("psycopg2"), poolclass=NullPool)
+    engine = source.engine(driver)
     install(engine)
     with audit_context(user="a"), Session(engine, twophase=True) as session:
         session.add(ann())
         session.commit()
-    assert messages.all() == [A, "INSERT"]
+    with Session(engine, twophase=True) as session:
+        session.add(ann(2))
+        session.commit()
+    assert messages.all() == [A, "INSERT", "INSERT"]
 
 
 @pytest.fixture

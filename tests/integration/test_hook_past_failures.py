@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, exc, insert, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pgaudit_ctx import ContextRequired, audit_context, install, uninstall
@@ -190,3 +191,59 @@ def test_a_cursor_class_of_the_applications_own_is_not_kept_alive(source: Databa
     del Own, engine, connection
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
+def test_after_commit_sent_as_text_each_write_is_explained(
+    source: Database, messages: Messages, driver: str
+) -> None:
+    engine = source.engine(driver)
+    install(engine)
+    with audit_context(user="a"), engine.connect() as connection:
+        connection.execute(write(1))
+        connection.execute(text("COMMIT"))
+        connection.execute(write(2))
+        connection.commit()
+        connection.execute(write(3))
+        connection.commit()
+    uninstall(engine)
+    assert messages.all() == [A, "INSERT"] * 3
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_after_commit_sent_as_text_each_asynchronous_write_is_explained(
+    source: Database, messages: Messages, driver: str
+) -> None:
+    engine = create_async_engine(source.sqlalchemy_url(driver), poolclass=NullPool)
+    install(engine)
+    async with engine.connect() as connection:
+        with audit_context(user="a"):
+            await connection.execute(write(1))
+            await connection.execute(text("COMMIT"))
+            await connection.execute(write(2))
+            await connection.commit()
+            await connection.execute(write(3))
+            await connection.commit()
+    await engine.dispose()
+    assert messages.all() == [A, "INSERT"] * 3
+
+
+@pytest.mark.parametrize("mode", ["READ COMMITTED", "AUTOCOMMIT"])
+def test_with_a_libpq_that_knows_no_pipelines_a_message_travels_alone(
+    source: Database, messages: Messages, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    def none(*_: object) -> None:
+        raise psycopg.NotSupportedError("libpq is older than version 14")
+
+    monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+    monkeypatch.setattr(psycopg.Connection, "pipeline", none)
+    engine = source.engine(isolation_level=mode)
+    install(engine)
+    with audit_context(user="a"), engine.connect() as connection:
+        connection.execute(select(Patient))
+        connection.execute(write(1))
+        connection.execute(write(2))
+        connection.commit()
+    uninstall(engine)
+    told = [A, "INSERT"] * 2 if mode == "AUTOCOMMIT" else [A, "INSERT", "INSERT"]
+    assert messages.all() == told

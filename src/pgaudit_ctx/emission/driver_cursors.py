@@ -7,7 +7,8 @@ Loaded only where psycopg is an engine's driver.
 
 import weakref
 from collections.abc import AsyncIterator, Generator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import psycopg
@@ -63,6 +64,7 @@ class _Owner:
             return None
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
             self._state.forget()
+            self._state.followed = True
         return self._state
 
 
@@ -111,7 +113,11 @@ class _EmittingCursor:
     def _explain(self, query: Any) -> None:
         connection = self.connection
         with connection.lock:
-            connection.wait(_explain_gen(connection, query))
+            due = connection.wait(_is_due_gen(connection, query))
+        content = None if due is None else due.compose()
+        if content is not None:
+            with connection.lock:
+                connection.wait(due.emit_gen(connection, content))
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         if not self.claimed:
@@ -126,7 +132,7 @@ class _EmittingCursor:
     def stream(self, query: Any, *args: Any, **options: Any) -> Any:
         if not self.claimed:
             self._explain(query)
-        return super().stream(query, *args, **options)  # type: ignore[misc]
+        yield from super().stream(query, *args, **options)  # type: ignore[misc]
 
     def copy(self, statement: Any, *args: Any, **options: Any) -> Any:
         if not self.claimed:
@@ -141,7 +147,11 @@ class _EmittingAsyncCursor:
     async def _explain(self, query: Any) -> None:
         connection = self.connection
         async with connection.lock:
-            await connection.wait(_explain_gen(connection, query))
+            due = await connection.wait(_is_due_gen(connection, query))
+        content = None if due is None else due.compose()
+        if content is not None:
+            async with connection.lock:
+                await connection.wait(due.emit_gen(connection, content))
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         if not self.claimed:
@@ -156,8 +166,10 @@ class _EmittingAsyncCursor:
     async def stream(self, query: Any, *args: Any, **options: Any) -> Any:
         if not self.claimed:
             await self._explain(query)
-        async for row in super().stream(query, *args, **options):  # type: ignore[misc]
-            yield row
+        # Closed with this one: what is left early must not keep the connection busy.
+        async with aclosing(super().stream(query, *args, **options)) as rows:  # type: ignore[misc]
+            async for row in rows:
+                yield row
 
     @asynccontextmanager
     async def copy(self, statement: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
@@ -167,49 +179,74 @@ class _EmittingAsyncCursor:
             yield copy
 
 
-def _explain_gen(connection: _Connection, query: Any) -> Generator[Any, Any, None]:
-    """Emit what explains a statement, if it may write.
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A statement that may write, and what is known of the transaction it is in."""
+
+    composer: Composer
+    state: Emitted
+    read_only: bool
+
+    def compose(self) -> str | None:
+        """Compose what is to be said; ``None`` if it is nothing.
+
+        Without the connection's lock, for a context provider may use the same connection.
+        """
+        try:
+            content = self.composer.compose()
+        except AuditError:
+            if self.read_only:
+                return None  # nothing will be written that would need a context
+            raise
+        said_nothing = content == EMPTY and self.state.text is None
+        return None if self.read_only or said_nothing else content
+
+    def emit_gen(self, connection: _Connection, content: str) -> Generator[Any, Any, None]:
+        """Say it, for ``connection.wait``."""
+        if not _can_be_told(connection, self.composer):
+            return
+        command = emit_command(connection.pgconn, content)
+        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            command = begin_command(connection) + b"; " + command
+        yield from simple_query(connection, command)
+        self.state.text = UNKNOWN
+        self.state.told_past = True
+
+
+def _is_due_gen(connection: _Connection, query: Any) -> Generator[Any, Any, _Due | None]:
+    """Say whether a statement has to be explained, for ``connection.wait``.
 
     What was emitted before does not count here: a savepoint or a transaction that was ended past
     SQLAlchemy may have taken it away. A message twice is harmless.
     """
     owner = _owners.get(connection)
     if owner is None or not owner.hook.active:
-        return
+        return None
     found = _classified(connection, query)
     state = owner.state_of(connection)
     if state is None:
-        return
-    if found.read_only is not None:
-        state.read_only = found.read_only
-    if found.unclear or found.effect not in {Effect.READS, Effect.WRITES}:
-        state.text = UNKNOWN
+        return None
+    _follow(connection, state, found)
     composer = owner.hook.composer
     # In a transaction that has failed the statement's own error is due, not one of ours.
     if (state.text is None and not composer.speaks()) or _has_failed(connection):
-        return
+        return None
     if not (yield from _writes_gen(connection, owner, found)):
-        return
+        return None
     read_only = yield from _is_read_only_gen(connection, state.read_only)
-    content = _composed(composer, state, read_only=read_only)
-    if content is None or not _can_be_told(connection, composer):
+    return _Due(composer, state, read_only)
+
+
+def _follow(connection: _Connection, state: Emitted, found: Statement) -> None:
+    if found.effect is Effect.SAVEPOINT and _has_failed(connection):
         return
-    command = emit_command(connection.pgconn, content)
-    if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-        command = begin_command(connection) + b"; " + command
-    yield from simple_query(connection, command)
-    state.text = UNKNOWN
-
-
-def _composed(composer: Composer, state: Emitted, *, read_only: bool) -> str | None:
-    """Compose what is to be said; ``None`` if it is nothing."""
-    try:
-        content = composer.compose()
-    except AuditError:
-        if read_only:
-            return None  # nothing will be written that would need a context
-        raise
-    return None if read_only or (content == EMPTY and state.text is None) else content
+    state.follow(found)
+    if found.unclear or found.savepoint is not None:
+        state.text = UNKNOWN
+        state.told_past = True
+    if found.read_only and connection._num_transactions:  # noqa: SLF001 - it is told nowhere else
+        # Where a savepoint of `with driver.transaction():` takes it back nobody hears of it.
+        state.read_only = False
 
 
 def _can_be_told(connection: _Connection, composer: Composer) -> bool:

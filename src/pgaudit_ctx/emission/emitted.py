@@ -7,7 +7,7 @@ its messages with it.
 import weakref
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TwoPhaseTransaction
 
 from pgaudit_ctx.emission.statements import Effect, Statement
 from pgaudit_ctx.emission.transactions import DriverConnection, driver_connection
@@ -30,16 +30,29 @@ class Emitted:
             ``read_only``, which PostgreSQL gives back at each end of a savepoint.
         read_only: What SET TRANSACTION or BEGIN said of the transaction; ``None`` if nothing was
             said, so that the connection's defaults hold.
+        followed: Whether it was begun by a cursor of the driver's that takes note of what is said.
+        told_past: Whether such a cursor has told something since SQLAlchemy's first statement, or
+            since the connection was idle.
         explainer: Who explains its statements, so that it is found once for each transaction.
         transaction: Refers to SQLAlchemy's.
     """
 
-    __slots__ = ("explainer", "read_only", "savepoints", "text", "transaction")
+    __slots__ = (
+        "explainer",
+        "followed",
+        "read_only",
+        "savepoints",
+        "text",
+        "told_past",
+        "transaction",
+    )
 
     def __init__(self) -> None:
         self.text: str | None = None
         self.savepoints: list[tuple[str, str | None, bool | None]] = []
         self.read_only: bool | None = None
+        self.followed = False
+        self.told_past = False
         self.explainer: Any = None
         self.transaction: weakref.ref[object] | None = None
 
@@ -49,12 +62,18 @@ class Emitted:
         Args:
             transaction: SQLAlchemy's.
             is_open: Whether the server has one open by then, as with a pool that does not roll
-                back what is returned to it: nobody knows what was said in it.
+                back what is returned to it: nobody knows what was said in it, unless a cursor that
+                takes note has begun it.
         """
-        self.forget()
         self.explainer = None
         self.transaction = weakref.ref(transaction)
-        if is_open:
+        if is_open and self.followed:
+            self.followed = False
+            return
+        # SQLAlchemy itself has opened a two-phase transaction, at its beginning.
+        unknown = is_open and (self.told_past or not isinstance(transaction, TwoPhaseTransaction))
+        self.forget()
+        if unknown:
             self.text = UNKNOWN
 
     def savepoint(self, name: str) -> None:
@@ -83,6 +102,7 @@ class Emitted:
         self.text = None
         self.savepoints.clear()
         self.read_only = None
+        self.followed = self.told_past = False
 
     def follow(self, found: Statement) -> None:
         """Take notice of a statement that is about to be sent."""

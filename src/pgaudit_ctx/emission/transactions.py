@@ -18,6 +18,8 @@ _Reported: TypeAlias = tuple[bool, bool]
 # libpq's numbers: PQTRANS_IDLE, PQTRANS_INERROR, PQ_PIPELINE_OFF.
 _IDLE: Final = 0
 _FAILED: Final = 3
+# psycopg2's STATUS_BEGIN: it has begun a transaction, and begins no other before it has ended it.
+_BEGUN: Final = 2
 _NO_PIPELINE: Final = 0
 
 ASK_READ_ONLY: Final = "SHOW transaction_read_only"
@@ -44,7 +46,7 @@ class DriverConnection:
         self.can_pipeline = False
 
     def is_autocommit(self) -> bool:
-        """Say whether the driver ends a transaction after each statement."""
+        """Say whether a transaction ends after each statement, unless one is open."""
         return bool(getattr(self.adapted, "autocommit", False))
 
     def is_open(self) -> bool:
@@ -135,6 +137,10 @@ class _Psycopg2(DriverConnection):
             return 1
         return dialect.executemany_batch_page_size or 100  # which is psycopg2's own default
 
+    def is_autocommit(self) -> bool:
+        # Or in effect: after COMMIT sent as text psycopg2 does not begin another transaction.
+        return super().is_autocommit() or (self.own.status == _BEGUN and not self.is_open())
+
     def is_open(self) -> bool:
         return bool(self.own.get_transaction_status() != _IDLE)
 
@@ -150,6 +156,11 @@ class _Asyncpg(DriverConnection):
 
     def commits_many_in(self) -> int | None:
         return None
+
+    def is_autocommit(self) -> bool:
+        # Or in effect: after COMMIT sent as text SQLAlchemy does not begin another transaction.
+        begun = getattr(self.adapted, "_transaction", None) is not None
+        return super().is_autocommit() or (begun and not self.is_open())
 
     def is_open(self) -> bool:
         return bool(self.own.is_in_transaction())
