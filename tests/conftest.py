@@ -31,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many faults a round of tests/faults brings about",
     )
     group.addoption("--rounds", type=int, default=1, help="how many rounds, on new servers each")
+    group.addoption(
+        "--pause", type=float, default=0.03, help="seconds between two transactions of a writer"
+    )
     group.addoption("--first-round", type=int, default=1, help="its number is the round's seed")
     group.addoption("--postgres-url", help="a superuser's URL of a server that runs already")
 

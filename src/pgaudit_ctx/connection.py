@@ -7,7 +7,13 @@ import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
-from pgaudit_ctx.errors import AuditError, ConnectionFailed, DatabaseError, UsageError
+from pgaudit_ctx.errors import (
+    AuditError,
+    ConnectionFailed,
+    DatabaseError,
+    ServerReadOnly,
+    UsageError,
+)
 from pgaudit_ctx.urls import libpq_url
 
 _T = TypeVar("_T")
@@ -36,13 +42,16 @@ FIXED_SETTINGS: Final = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
-    "default_transaction_read_only": "off",
     "tcp_keepalives_idle": "20",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": "40000",
 }
 """Session settings under which we work and values are printed, whatever the defaults are."""
+# A default of one role or database is not about us. One of the whole server is: managed services
+# set it when the disk is nearly full, and whoever goes on writing then brings the server down.
+_OWN_DEFAULTS: Final = frozenset({"user", "database", "database user"})
+_READ_ONLY: Final = "default_transaction_read_only"
 
 
 def _nothing() -> None:
@@ -112,9 +121,20 @@ def connect(url: str, place: str, **extra: Any) -> PatientConnection:
         connection = PatientConnection.connect(autocommit=True, **parameters)
         if connection.info.server_version >= _VERSION_WITH_TRANSACTION_TIMEOUT:
             connection.execute("SET transaction_timeout = 0")
+        # A replication connection takes no parameters, and writes nothing.
+        if "replication" not in extra and connection.info.parameter_status(_READ_ONLY) == "on":
+            _allow_writing(connection)
     except psycopg.OperationalError as error:
         raise ConnectionFailed(_why_no_connection(error, place, given)) from None
     return connection
+
+
+def _allow_writing(connection: PatientConnection) -> None:
+    row = connection.execute(
+        "SELECT source FROM pg_settings WHERE name = %s", [_READ_ONLY]
+    ).fetchone()
+    if row is not None and row[0] in _OWN_DEFAULTS:
+        connection.execute(f"SET {_READ_ONLY} = off")
 
 
 def _why_no_connection(error: psycopg.OperationalError, place: str, given: dict[str, Any]) -> str:
@@ -162,9 +182,20 @@ def refusal(error: psycopg.Error, doing: str) -> AuditError:
             f"cannot {doing}: {diag.message_primary} (SQLSTATE {state}). Remedy: run it as the "
             "owner or as a superuser, or have the missing right granted"
         )
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return ServerReadOnly(
+            f"cannot {doing}: {diag.message_primary} (SQLSTATE {state}). The server has become a "
+            "standby, or read-only for everybody. Remedy: use the primary's address, or see why "
+            f"{_READ_ONLY} is on (managed services set it when the disk is nearly full)"
+        )
     if state[:2] in _QUOTING:
         named = f", constraint {diag.constraint_name}" if diag.constraint_name else ""
         return DatabaseError(f"cannot {doing}: SQLSTATE {state}{named}")
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.UndefinedFunction):
+        return DatabaseError(
+            f"cannot {doing}: {diag.message_primary} (SQLSTATE {state}). Remedy: undo what was "
+            "changed by hand; pgaudit-ctx doctor looks for what is missing"
+        )
     said = diag.message_primary or " ".join(str(error).split())
     hint = f". Remedy: {diag.message_hint.rstrip('.')}" if diag.message_hint else ""
     return DatabaseError(f"cannot {doing}: {said} (SQLSTATE {state}){hint}")

@@ -14,6 +14,7 @@ or passwords::
      ├── ProtocolError            bytes that are not what the replication protocol says
      ├── DatabaseError            a server that refuses or lacks something
      │    ├── ConnectionFailed    no connection could be made, or one was lost
+     │    ├── ServerReadOnly      a standby, or a server that is read-only for everybody
      │    ├── ChangeRefused       the destination refuses to store a change, whenever it is tried
      │    ├── SourceNotReady      the source lacks a setting, a right, a slot or a publication
      │    │    ├── ChangeUnreadable
@@ -21,6 +22,7 @@ or passwords::
      │    │    └── SlotBusy
      │    └── DestinationNotReady the destination lacks its schema or a right
      ├── PositionMismatch         going on would lose or falsify something
+     ├── UnexpectedError          a mistake in this package ended the worker
      └── ReadingError             a question that cannot be answered as asked
           ├── KeyMismatch         a key that does not fit the model
           ├── NaiveDatetime       a moment without a time zone
@@ -94,6 +96,10 @@ class ConnectionFailed(DatabaseError):
     """No connection could be made, or it was lost."""
 
 
+class ServerReadOnly(DatabaseError):
+    """Nothing can be written to this server now: it is a standby, or read-only for everybody."""
+
+
 class ChangeRefused(DatabaseError):
     """The destination refuses a change itself: to try it again would not help."""
 
@@ -129,6 +135,10 @@ class DestinationNotReady(DatabaseError):
 
 class PositionMismatch(AuditError):
     """Slot and checkpoint do not agree: going on would lose or falsify something."""
+
+
+class UnexpectedError(AuditError):
+    """What nobody has thought of; the message says where it happened, and quotes no values."""
 
 
 class ReadingError(AuditError):

@@ -8,7 +8,7 @@ from pgaudit_ctx.continuity import SourceFacts, judge
 from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination import handovers, ledger
 from pgaudit_ctx.destination.schema import Connection, check_schema
-from pgaudit_ctx.errors import PositionMismatch, SlotMissing, SourceNotReady
+from pgaudit_ctx.errors import PositionMismatch, ServerReadOnly, SlotMissing, SourceNotReady
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source.setup import check_source, refuse_filters
 from pgaudit_ctx.source.stream import slot_busy
@@ -76,9 +76,11 @@ def begin_capture(
         UsageError: If a filter blanks a column of a primary key.
         PositionMismatch: If slot and checkpoint do not belong together, or a hand-over has begun.
         SourceNotReady: If a setting, the publication or the slot is missing.
+        ServerReadOnly: If the source is a standby, or the destination cannot be written to.
         DestinationNotReady: If the schema is missing or of another version.
     """
     check_source(source, options.slot)
+    _refuse_read_only(destination)
     check_schema(destination)
     identity = catalog.read_identity(source)
     name = options.name or identity.database
@@ -208,6 +210,29 @@ def slot_missing(slot: str, name: str, checkpoint: ledger.Checkpoint | None) -> 
         f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot {slot!r} "
         f"that kept the log from there on is gone: a new one would leave a hole. {_WAYS_OUT}"
     )
+
+
+def _refuse_read_only(destination: Connection) -> None:
+    """Refuse a destination that cannot be written to, before its checkpoint is believed.
+
+    That of a standby may be older than what the slot has been told, and will not be for long.
+    """
+    row = destination.execute(
+        "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')"
+    ).fetchone()
+    in_recovery, read_only = row or (False, "off")
+    if in_recovery:
+        raise ServerReadOnly(
+            "the destination is a standby, on which nothing can be stored. Remedy: use the "
+            "primary's address, or promote it"
+        )
+    if read_only == "on":
+        raise ServerReadOnly(
+            "the destination is read-only: default_transaction_read_only is on. Remedy: see who "
+            "has set it and why (managed services do when the disk is nearly full: make room), "
+            "then set it off; or, to write all the same, append "
+            "?options=-c%20default_transaction_read_only%3Doff to the destination's URL"
+        )
 
 
 def _go_on(

@@ -15,6 +15,7 @@ from pgaudit_ctx.errors import (
     ChangeUnreadable,
     DatabaseError,
     DestinationNotReady,
+    ProtocolError,
     SlotBusy,
     SourceNotReady,
 )
@@ -29,6 +30,12 @@ FIRST_PAUSE: Final = 0.2
 """Seconds until the first attempt to connect again; twice as long until each one after it."""
 LONGEST_PAUSE: Final = 30.0
 _STANDBY_SECONDS: Final = 1.0
+NOTHING_LOST: Final = (
+    "Nothing after the checkpoint has been acknowledged, so nothing is lost. Remedy: start the "
+    "worker again; if it ends in the same way, report this with the versions of pgaudit-ctx and "
+    "PostgreSQL"
+)
+"""What to do about what should not happen."""
 
 
 class Supervisor:
@@ -50,7 +57,10 @@ class Supervisor:
         with closing(connect(options.source, "source")) as source:
             self.name = options.name or source.info.dbname
         with closing(connect(options.destination, "destination")) as destination:
-            check_schema(destination)
+            try:
+                check_schema(destination)
+            except psycopg.Error as error:
+                raise refusal(error, "look at the trail's schema in the destination") from None
         self._options = options._replace(name=self.name)
         self._standby = standby
         self._stop = StopRequest()
@@ -90,7 +100,12 @@ class Supervisor:
         """
         while not self._done and not self._stop:
             # Anew after each worker that has stored something, so that the pauses begin small.
-            self._patience()(self._capture, until_caught_up, on_batch)
+            try:
+                self._patience()(self._capture, until_caught_up, on_batch)
+            except ProtocolError as error:
+                raise ProtocolError(
+                    f"what the source sends cannot be read: {error}. {NOTHING_LOST}"
+                ) from None
         return self._before
 
     def _patience(self) -> Retrying:
@@ -132,14 +147,15 @@ class Supervisor:
             self._done = not careful_until and not skip
         except ChangeRefused as error:
             if careful_until:
-                raise
+                raise ChangeRefused(
+                    f"{error}. It is not taken by pgaudit_ctx.rejected either. Remedy: remove what "
+                    "was added to the tables of the schema pgaudit_ctx (triggers, constraints), "
+                    "and start the worker again"
+                ) from None
             log.warning("%s; the rows since the checkpoint are sorted out one by one", error)
             self._careful_until = worker.reached + 1
         except ChangeUnreadable as error:
-            if not 0 < error.commit_lsn < self._accepted_until:
-                raise
-            log.warning("%s", error)
-            self._skip = error.commit_lsn
+            self._skip = self._accepted(error)
         except DatabaseError as error:
             self._has_run = self._has_run or worker.streaming
             if not (worker.has_stored and self._may_pass(error)):
@@ -149,6 +165,18 @@ class Supervisor:
             self._has_run = self._has_run or worker.streaming
             self._before = _sum(before, worker.progress)
             worker.close()
+
+    def _accepted(self, error: ChangeUnreadable) -> int:
+        """Give the position of the transaction to leave out, if somebody has accepted that."""
+        if not error.commit_lsn:
+            raise ChangeUnreadable(
+                f"{error}. Remedy: mend what it names, if that can be done; else pgaudit-ctx setup "
+                "--recreate-slot --yes begins behind it, and writes down the gap"
+            ) from None
+        if error.commit_lsn >= self._accepted_until:
+            raise error
+        log.warning("%s", error)
+        return error.commit_lsn
 
     def _await_slot(self) -> None:
         """Wait until nobody reads the slot."""

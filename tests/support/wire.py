@@ -52,10 +52,7 @@ class Link:
     @classmethod
     def before(cls, url: str, *, delay: float = 0.0) -> Self:
         """Stand before the server that a URL names."""
-        parts = urlsplit(url)
-        asked = dict(parse_qsl(parts.query))
-        host = asked.get("host") or parts.hostname or "localhost"
-        return cls(host, int(asked.get("port") or parts.port or 5432), delay=delay)
+        return cls(*_address(url), delay=delay)
 
     def url(self, url: str) -> str:
         """Give the same URL, through this link."""
@@ -79,6 +76,12 @@ class Link:
         """Cut the connection over which, from now on, byte number ``size`` passes, behind it."""
         with self._lock:
             self._until_cut = size
+
+    def lead_to(self, url: str) -> None:
+        """Stand before another server from now on, and end the connections to the old one."""
+        self._server = _address(url)
+        for connection in self._open:
+            connection.close()
 
     def close(self) -> None:
         """End all connections, and take no more."""
@@ -232,6 +235,13 @@ class _Connection:
                     is_open = False  # goes on taking, or the other thread would wait for ever
         with suppress(OSError):
             end.shutdown(socket.SHUT_WR)
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    asked = dict(parse_qsl(parts.query))
+    host = asked.get("host") or parts.hostname or "localhost"
+    return host, int(asked.get("port") or parts.port or 5432)
 
 
 def _nothing() -> None:

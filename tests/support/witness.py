@@ -6,13 +6,14 @@ transaction must be what the triggers wrote down, row by row, value by value, co
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import psycopg
 from psycopg import errors
 
 from pgaudit_ctx.reading.typed import unmark
-from support.database import Capture, Database
+from support.database import Database
 
 TABLES = ("apple", "pear", "plum")
 
@@ -172,10 +173,10 @@ class Workload:
                 copy.write_row([first + number, self._part, f"copied {number}"])
 
 
-def told(capture: Capture) -> dict[int, list[tuple]]:
+def told(changes: Iterable[Any]) -> dict[int, list[tuple]]:
     """What the trail says of each transaction, in order."""
     by_transaction = defaultdict(list)
-    for row in capture.changes():
+    for row in changes:
         if row.table_name in TABLES:
             by_transaction[row.transaction_id].append(
                 (
@@ -201,10 +202,10 @@ def witnessed(source: Database) -> dict[int, list[tuple]]:
     return dict(by_transaction)
 
 
-def folded(capture: Capture) -> dict[str, dict[tuple, dict]]:
+def folded(changes: Iterable[Any]) -> dict[str, dict[tuple, dict]]:
     """The rows that are left if every change of the trail is done again, in order."""
     state: dict[str, dict[tuple, dict]] = {table: {} for table in TABLES}
-    for row in capture.changes():
+    for row in changes:
         if row.table_name not in TABLES:
             continue
         rows = state[row.table_name]

@@ -2,6 +2,10 @@
 
 import gc
 import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Annotated
 
@@ -10,8 +14,9 @@ import typer
 from pgaudit_ctx.cli import filters, options
 from pgaudit_ctx.cli.metrics import serve_metrics
 from pgaudit_ctx.cli.options import err, needed
+from pgaudit_ctx.errors import AuditError, UnexpectedError
 from pgaudit_ctx.preflight import WorkerOptions
-from pgaudit_ctx.supervisor import Supervisor
+from pgaudit_ctx.supervisor import NOTHING_LOST, Supervisor
 from pgaudit_ctx.wal.lsn import format_lsn
 from pgaudit_ctx.worker import Progress
 
@@ -89,22 +94,10 @@ def worker(
         0.0 if ack_delay is None else options.parse_duration(ack_delay),
     )
     collect_rarely()
-    running = Supervisor(chosen, standby=standby)
-    on_batch = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        # A second one ends it at once, for a destination that does not answer.
-        signal.signal(number, signal.default_int_handler)
-        running.stop()
-
-    handled = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, stop) for number in handled]
-    try:
-        progress = running.run(until_caught_up=until_caught_up, on_batch=on_batch)
-    finally:
-        for number, handler in zip(handled, before, strict=True):
-            signal.signal(number, handler)
-        running.close()
+    with closing(Supervisor(chosen, standby=standby)) as running:
+        report = serve_metrics(metrics_port, running.name) if metrics_port is not None else _quietly
+        with _until_signalled(running.stop), _told():
+            progress = running.run(until_caught_up=until_caught_up, on_batch=report)
     if progress.rejected:
         err.print(
             f"[red]{progress.rejected:,} changes were refused by the destination[/red]: see "
@@ -128,3 +121,38 @@ def collect_rarely() -> None:
 
 def _quietly(_: Progress) -> None:
     pass
+
+
+@contextmanager
+def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        # A second one ends it at once, for a destination that does not answer.
+        signal.signal(number, signal.default_int_handler)
+        stop()
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, handle) for number in handled]
+    try:
+        yield
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what ended the worker also where nobody has foreseen it, without quoting a value."""
+    try:
+        yield
+    except AuditError:
+        raise
+    except KeyboardInterrupt:
+        err.print("ended at once: what was not committed will be captured by the next start")
+        raise
+    except Exception as error:  # noqa: BLE001 - nothing is hidden: it ends the worker all the same
+        # The message of an exception may quote a row; the places in the code do not.
+        sys.stderr.writelines(traceback.format_tb(error.__traceback__))
+        raise UnexpectedError(
+            f"a mistake in pgaudit-ctx ended the worker: {type(error).__name__}. {NOTHING_LOST}, "
+            "and the lines above"
+        ) from None

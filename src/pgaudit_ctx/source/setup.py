@@ -12,7 +12,7 @@ import psycopg
 from psycopg import errors, sql
 
 from pgaudit_ctx.connection import refusal
-from pgaudit_ctx.errors import SourceNotReady
+from pgaudit_ctx.errors import ServerReadOnly, SourceNotReady
 from pgaudit_ctx.source.catalog import (
     Connection,
     Publication,
@@ -74,6 +74,7 @@ def check_source(connection: Connection, slot: str) -> None:
 
     Raises:
         SourceNotReady: Naming the setting or the right that is missing, with the remedy.
+        ServerReadOnly: If it is a standby.
     """
     version = connection.info.server_version
     if version < OLDEST_VERSION:
@@ -90,8 +91,9 @@ def check_source(connection: Connection, slot: str) -> None:
     assert row is not None  # noqa: S101 - the current user exists
     wal_level, in_recovery, may_replicate, user = row
     if in_recovery:
-        raise SourceNotReady(
-            "the source is a standby, which cannot be set up. Remedy: use the primary's address"
+        raise ServerReadOnly(
+            "the source is a standby, which can neither be set up nor captured. Remedy: use the "
+            "primary's address, or promote it"
         )
     if wal_level != "logical":
         raise SourceNotReady(

@@ -146,8 +146,14 @@ class ReplicationStream:
             )
         if state[:2] in _PASSING:
             said = said or " ".join(self._pgconn.get_error_message().split())
-            return ConnectionFailed(f"the source cannot stream now: {said}")
-        return SourceNotReady(f"the source refuses to stream: {said} (SQLSTATE {state})")
+            return ConnectionFailed(
+                f"the source cannot stream now: {said}. Remedy: start the worker again in a while; "
+                "the server's log says more"
+            )
+        return SourceNotReady(
+            f"the source refuses to stream: {said} (SQLSTATE {state}). Remedy: mend what it names, "
+            "and start the worker again; the server's log says more"
+        )
 
     def read(self) -> list[bytes]:
         """Give the next frames, none if nothing has arrived; never waits.
