@@ -121,6 +121,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", str(Path("benchmarks", "capture.py")), *session.posargs)
 
 
+@nox.session(name="bench-latency")
+def bench_latency(session: nox.Session) -> None:
+    """Measure how long after its commit a change can be read; arguments go to the benchmark."""
+    session.install("-e", ".[worker,embedded]")
+    session.run("python", str(Path("benchmarks", "latency.py")), *session.posargs)
+
+
 @nox.session(name="bench-emission")
 def bench_emission(session: nox.Session) -> None:
     """Measure what emission costs beside no audit and other libraries; arguments go to it."""

@@ -1,11 +1,16 @@
-"""How fast a backlog goes through to committed rows, beside a bare COPY of the same rows.
+"""How fast a backlog goes through to committed rows, beside COPY and pg_recvlogical.
 
-Both in one run, in interleaved pairs, on the same table with the same indexes:
+A bare COPY stores the same rows, in the same table with the same indexes; pg_recvlogical writes the
+same stream to a file, unread. All in one run, in turns:
 
-    python benchmarks/capture.py [--changes 300000] [--pairs 5]
-        [--rows-per-transaction 10] [--rows narrow|usual]
+    nox -s bench -- [--changes 300000] [--pairs 5] [--rows-per-transaction 10 [1 1000 ...]]
+        [--rows narrow|usual]
 
-Goals: at least 0.75 of COPY, at least 40,000 changes a second, less than 120 MB of memory.
+``--changes 60000 --pairs 3 --rows-per-transaction 1 10 1000`` takes a few minutes. Several sizes of
+transactions are measured one after the other, on new servers each, and shown in one table.
+
+Goals: at least 0.9 of COPY at 10 and at 1,000 rows a transaction, at least as fast as
+pg_recvlogical at 1 row a transaction, at least 40,000 changes a second, less than 120 MB of memory.
 """
 
 import argparse
@@ -16,8 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
+from emission_figures import table
 
 from pgaudit_ctx.cli.work import collect_rarely
 from pgaudit_ctx.connection import connect
@@ -164,8 +171,8 @@ def reset(destination: psycopg.Connection) -> None:
         "SELECT tgrelid::regclass::text FROM pg_trigger"
         " WHERE tgname = 'refuse_truncate' AND tgenabled <> 'D'"
     )
-    for (table,) in guards.fetchall():
-        destination.execute(f"ALTER TABLE {table} DISABLE TRIGGER refuse_truncate")
+    for (guarded,) in guards.fetchall():
+        destination.execute(f"ALTER TABLE {guarded} DISABLE TRIGGER refuse_truncate")
     destination.execute("TRUNCATE pgaudit_ctx.changes, pgaudit_ctx.checkpoints, pgaudit_ctx.epochs")
     destination.execute("TRUNCATE pgaudit_ctx.coverage")
     destination.execute("CHECKPOINT")
@@ -192,6 +199,30 @@ def bare_copy(destination: psycopg.Connection, rows: bytes, form: str) -> float:
     return time.perf_counter() - started
 
 
+def receive(binaries: Path, chosen: WorkerOptions, slot: str, end: str) -> float:
+    """Let pg_recvlogical write the frames that wait in a slot to a file; give the seconds."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [
+                str(binaries / "pg_recvlogical"),
+                f"--dbname={chosen.source}",
+                f"--slot={slot}",
+                "--start",
+                f"--endpos={end}",
+                "--no-loop",
+                f"--file={folder}/stream",
+                "--option=proto_version=1",
+                f"--option=publication_names={chosen.publication}",
+                "--option=messages=true",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    return time.perf_counter() - started
+
+
 def spread(values: list[float], form: str = ",.0f") -> str:
     ordered = sorted(values)
     return (
@@ -203,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--changes", type=int, default=300_000)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rows-per-transaction", type=int, default=10)
+    parser.add_argument("--rows-per-transaction", type=int, nargs="+", default=[10])
     parser.add_argument("--rows", choices=WIDTHS, default="usual")
     parser.add_argument("--capture", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -211,12 +242,19 @@ def main() -> None:
         capture(*options.capture)
         return
     durable = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB"}
-    # Two servers, or the source would have to read the destination's log as well.
-    with EmbeddedPostgres(settings=durable) as one, EmbeddedPostgres(settings=durable) as other:
-        measure(prepare(one.url("postgres"), other.url("postgres"), options), options)
+    found = {}
+    for size in options.rows_per_transaction:
+        # Two servers, or the source would have to read the destination's log as well.
+        with EmbeddedPostgres(settings=durable) as one, EmbeddedPostgres(settings=durable) as other:
+            chosen = prepare(one.url("postgres"), other.url("postgres"), size, options)
+            found[size] = measure(one.binaries, chosen, options)
+        report(size, found[size])
+    compare(found)
 
 
-def prepare(source_url: str, destination_url: str, options: argparse.Namespace) -> WorkerOptions:
+def prepare(
+    source_url: str, destination_url: str, size: int, options: argparse.Namespace
+) -> WorkerOptions:
     chosen = WorkerOptions(source_url, destination_url)
     with psycopg.connect(chosen.source, autocommit=True) as application:
         application.execute(TABLE)
@@ -228,14 +266,32 @@ def prepare(source_url: str, destination_url: str, options: argparse.Namespace) 
         application.execute("SET synchronous_commit = off")
         with connect(chosen.source, "source") as source:
             source_setup.run(source, chosen.slot, chosen.publication)
-        size = options.rows_per_transaction
         application.execute(f"CALL work({options.changes // size}, {size})")
     return chosen
 
 
-def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
+class Measured(NamedTuple):
+    """What was measured at one size of transactions; seconds in order of the rounds."""
+
+    runs: dict[str, list[dict[str, float]]]
+    copied: dict[str, list[float]]
+    received: list[float]
+    stored: int
+
+    @property
+    def changes(self) -> float:
+        return self.runs["slot"][0]["changes"]
+
+    def ratios(self, seconds: list[float]) -> list[float]:
+        """How fast a capture from the slot was beside something else in the same round."""
+        captured = self.runs["slot"]
+        return [other / run["seconds"] for run, other in zip(captured, seconds, strict=True)]
+
+
+def measure(binaries: Path, chosen: WorkerOptions, options: argparse.Namespace) -> Measured:
     runs: dict[str, list[dict[str, float]]] = {"slot": [], "frames": []}
     copied: dict[str, list[float]] = {"text": [], "binary": []}
+    received: list[float] = []
     with (
         psycopg.connect(chosen.source, autocommit=True) as source,
         psycopg.connect(chosen.destination, autocommit=True) as destination,
@@ -244,9 +300,12 @@ def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
         with connect(chosen.destination, "destination") as end:
             schema.migrate(end, "quarter")
         last = record(chosen, frames.name)
+        (end,) = source.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
         for pair in range(options.pairs):
             slot = f"run{pair}"
-            source.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", [chosen.slot, slot])
+            for copy in (slot, f"{slot}_received"):
+                arguments = [chosen.slot, copy]
+                source.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", arguments)
             for kind, path in (("frames", frames.name), ("slot", "")):
                 reset(destination)
                 arguments = [chosen.source, chosen.destination, slot, path, str(last)]
@@ -263,18 +322,23 @@ def measure(chosen: WorkerOptions, options: argparse.Namespace) -> None:
             ).fetchone()
             for form, rows in dumped.items():
                 copied[form].append(bare_copy(destination, rows, form))
-            source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-    report(runs, copied, int(size[0]))
+            received.append(receive(binaries, chosen, f"{slot}_received", end))
+            for copy in (slot, f"{slot}_received"):
+                source.execute("SELECT pg_drop_replication_slot(%s)", [copy])
+    return Measured(runs, copied, received, int(size[0]))
 
 
-def report(
-    runs: dict[str, list[dict[str, float]]], copied: dict[str, list[float]], size: int
-) -> None:
-    changes = runs["slot"][0]["changes"]
-    print(f"{changes:,} changes, {len(runs['slot'])} rounds on {sys.version.split()[0]}")
+def report(size: int, measured: Measured) -> None:
+    runs, copied, received, stored = measured
+    changes = measured.changes
+    print(
+        f"{changes:,} changes, {size:,} in a transaction, {len(runs['slot'])} rounds on "
+        f"{sys.version.split()[0]}"
+    )
     print("median and spread; changes a second unless said otherwise")
     for form, seconds in copied.items():
         print(f"bare COPY, {form}".ljust(34), spread([changes / s for s in seconds]))
+    print("pg_recvlogical to a file".ljust(34), spread([changes / s for s in received]))
     for kind, label in (("slot", "from the slot"), ("frames", "from frames that have arrived")):
         speeds = [run["changes"] / run["seconds"] for run in runs[kind]]
         print(f"captured {label}".ljust(34), spread(speeds))
@@ -287,8 +351,27 @@ def report(
     print(
         "bytes per change".ljust(34),
         f"{runs['slot'][0]['bytes'] / changes:,.0f} sent, "
-        f"{size / changes:,.0f} stored with indexes",
+        f"{stored / changes:,.0f} stored with indexes\n",
+        flush=True,
     )
+
+
+def compare(found: dict[int, Measured]) -> None:
+    """All sizes in one table: median, and from the slowest to the fastest round."""
+    head = [
+        "rows in a transaction",
+        "captured, changes a second",
+        "of COPY, text",
+        "of COPY, binary",
+        "of pg_recvlogical",
+    ]
+    rows = []
+    for size, measured in found.items():
+        speeds = [run["changes"] / run["seconds"] for run in measured.runs["slot"]]
+        compared = [*measured.copied.values(), measured.received]
+        ratios = [spread(measured.ratios(seconds), ".2f") for seconds in compared]
+        rows.append([f"{size:,}", spread(speeds), *ratios])
+    print(table(head, rows))
 
 
 if __name__ == "__main__":
