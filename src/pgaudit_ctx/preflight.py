@@ -40,6 +40,8 @@ class WorkerOptions(NamedTuple):
         filters: What is left out or blanked.
         accept_gap: Write down a gap, and go on, where else the worker would refuse.
         ack_delay: Seconds for which the slot is kept back behind what is stored.
+        batch_bytes: Transactions are committed together until so many bytes of them were sent.
+        batch_seconds: Or until the first of them has waited for so long.
     """
 
     source: str
@@ -50,6 +52,8 @@ class WorkerOptions(NamedTuple):
     filters: Filters = Filters()
     accept_gap: bool = False
     ack_delay: float = 0.0
+    batch_bytes: int = 32 * 2**20
+    batch_seconds: float = 1.0
 
 
 def begin_capture(

@@ -39,8 +39,6 @@ from pgaudit_ctx.wal.table import TableFacts
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES: Final = 32 * 2**20
-MAX_BATCH_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 10.0
 # So long the rest of a transaction is waited for when a stop was asked for; then it is dropped.
 _STOP_SECONDS: Final = 5.0
@@ -106,6 +104,8 @@ class Worker:
         self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
         self._careful_until = careful_until
         self._skip = skip
+        self._batch_bytes = options.batch_bytes
+        self._batch_seconds = options.batch_seconds
         self.began_at = self._probe.lsn
         """Where the source's log stood at the start."""
         self._give_up_at = math.inf
@@ -327,8 +327,8 @@ class Worker:
             self._store(on_batch)
             self._finish(on_batch)
         if self._pending is None:
-            self._full_at = self._sink.bytes + MAX_BATCH_BYTES
-            self._late_at = time.monotonic() + MAX_BATCH_SECONDS
+            self._full_at = self._sink.bytes + self._batch_bytes
+            self._late_at = time.monotonic() + self._batch_seconds
         self._sink.begin(transaction)
 
     def _leave_out(self, transaction: Begin, on_batch: Callable[[Progress], None]) -> None:

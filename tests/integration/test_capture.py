@@ -580,9 +580,9 @@ def test_transactions_appear_in_the_order_in_which_they_committed(blank: Capture
 
 
 def test_a_transaction_larger_than_a_batch_arrives_whole_under_one_position(
-    blank: Capture, monkeypatch: pytest.MonkeyPatch
+    blank: Capture,
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.worker.MAX_BATCH_BYTES", 1000)
+    blank.options = blank.options._replace(batch_bytes=1000)
     blank.source.execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
     blank.setup()
     blank.source.execute("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 2000) n")

@@ -18,6 +18,7 @@ from pgaudit_ctx.source.stream import ReplicationStream
 from pgaudit_ctx.wal.lsn import parse_lsn
 from pgaudit_ctx.worker import Worker
 from support.database import Capture, Database, create_database, drop_database
+from support.doctor import command
 from support.positions import acknowledged, checkpoint, insert, run_and_refuse
 from support.server import Server
 from support.waiting import eventually
@@ -120,7 +121,7 @@ def test_a_crash_before_the_destinations_commit_loses_nothing(
 def test_a_worker_that_crashes_at_every_step_gets_everything_stored_once(
     capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.worker.MAX_BATCH_BYTES", 1)
+    capture.options = capture.options._replace(batch_bytes=1)
     acknowledge, commit = ReplicationStream.acknowledge, Sink.start_commit
     insert(capture.source, *range(1, 13))
     steps = iter([None, None, "commit", None, "acknowledge"] * 100)
@@ -150,10 +151,25 @@ def test_a_worker_that_crashes_at_every_step_gets_everything_stored_once(
     assert keys(capture) == list(range(1, 13))
 
 
+@pytest.mark.parametrize(
+    ("options", "commits"),
+    [([], 1), (["--batch-size", "1B"], 3), (["--batch-time", "0s"], 3)],
+)
+def test_batches_end_where_the_options_say(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch, options: list[str], commits: int
+) -> None:
+    monkeypatch.setattr("pgaudit_ctx.worker._LULL_SECONDS", 0.5)  # a busy walsender is no lull
+    insert(capture.source, *range(1, 4))
+    assert command(capture, "worker", "--until-caught-up", *options).exit_code == 0
+    # Rows that one transaction of the destination has stored bear its number.
+    rows = "SELECT count(DISTINCT xmin::text) AS commits FROM pgaudit_ctx.changes"
+    assert capture.destination.execute(rows) == [(commits,)]
+
+
 def test_no_position_is_acknowledged_that_the_checkpoint_does_not_hold(
     capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.worker.MAX_BATCH_BYTES", 1)
+    capture.options = capture.options._replace(batch_bytes=1)
     acknowledge = ReplicationStream.acknowledge
     seen = []
 
@@ -171,9 +187,9 @@ def test_no_position_is_acknowledged_that_the_checkpoint_does_not_hold(
 
 
 def test_a_worker_asked_to_stop_stores_what_it_has_and_the_next_goes_on(
-    capture: Capture, monkeypatch: pytest.MonkeyPatch
+    capture: Capture,
 ) -> None:
-    monkeypatch.setattr("pgaudit_ctx.worker.MAX_BATCH_BYTES", 1)
+    capture.options = capture.options._replace(batch_bytes=1)
     insert(capture.source, *range(1, 6))
     worker = Worker(capture.options)
     worker.run(on_batch=lambda _: worker.stop())

@@ -62,6 +62,24 @@ def worker(
             help="Keep the slot back for so long, for a destination restored from a backup.",
         ),
     ] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            "--batch-size",
+            metavar="SIZE",
+            envvar="PGAUDIT_CTX_BATCH_SIZE",
+            help="Commit at the latest when so much was sent to the destination.",
+        ),
+    ] = "32MB",
+    batch_time: Annotated[
+        str,
+        typer.Option(
+            "--batch-time",
+            metavar="TIME",
+            envvar="PGAUDIT_CTX_BATCH_TIME",
+            help="Or when the first transaction of a batch has waited for so long.",
+        ),
+    ] = "1s",
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -92,6 +110,8 @@ def worker(
         ),
         accept_gap,
         0.0 if ack_delay is None else options.parse_duration(ack_delay),
+        options.parse_size(batch_size),
+        options.parse_duration(batch_time),
     )
     collect_rarely()
     with closing(Supervisor(chosen, standby=standby)) as running:
