@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
+from pgaudit_ctx.cli import main
 from pgaudit_ctx.connection import FIXED_SETTINGS, connect
 from pgaudit_ctx.destination import handovers, ledger
 from pgaudit_ctx.errors import AuditError
@@ -290,6 +292,8 @@ CASES: dict[str, Callable[[World], Sequence[str] | None]] = {
     "the source's URL cannot be read": lambda world: world.url("source", "postgresql://u@[h/db"),
     "… does not say how to redact": lambda _: ["--redact-column", "patient.name"],
     "… cannot be ignored or redacted": lambda _: ["--ignore-column", "patient.id"],
+    "… is not a size": lambda _: ["--batch-size", "many"],
+    "… is not a time": lambda _: ["--batch-time", "long"],
     "metrics cannot be served on port": take_a_port,
     "cannot connect to the source": lambda w: w.url("source", "postgresql://p@127.0.0.1:1/x"),
     "cannot connect to the destination": (
@@ -355,14 +359,33 @@ def test_what_ends_the_worker_is_told_as_the_docs_have_it(
     said = str(ended.value)
     pattern = ".+".join(map(re.escape, beginning.split("…")))
     assert re.match(pattern.removeprefix("\\ "), said), said
-    assert re.search(r"Remedy|must look like|must begin with|Run:", said), said
+    assert re.search(r"Remedy|must look like|must begin with|write it like", said), said
     assert ended.value.exit_code == beginnings()[beginning]
     assert "hunter2" not in said + capsys.readouterr().err
 
 
 def test_the_docs_have_each_way_and_no_other() -> None:
-    told_without_an_error = {"ended at once", "…: stored"}
-    assert set(beginnings()) == {*CASES, *told_without_an_error}
+    others = {"Usage:", "The command line needs the package", "ended at once", "…: stored"}
+    assert set(beginnings()) == {*CASES, *others}
+
+
+def test_an_option_that_there_is_not_is_wrong_usage(capture: Capture) -> None:
+    done = command(capture, "worker", "--frobnicate")
+    assert done.exit_code == beginnings()["Usage:"]
+    assert done.stderr.startswith("Usage:")
+    assert "--frobnicate" in done.stderr
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pgaudit_ctx.cli.app", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["worker"])
+    assert ended.value.code == beginnings()["The command line needs the package"]
+    said = capsys.readouterr().err
+    assert said.startswith("pgaudit-ctx: The command line needs the package")
+    assert "pip install 'pgaudit-ctx[worker]'" in said
 
 
 def test_a_request_to_stop_is_answered_with_what_was_stored(capture: Capture) -> None:
