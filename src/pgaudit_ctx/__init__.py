@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         select_changes,
     )
     from pgaudit_ctx.reading.history import History
+    from pgaudit_ctx.reading.merged_timeline import Timeline
     from pgaudit_ctx.reading.reader import AuditReader
     from pgaudit_ctx.reading.revert import revert
     from pgaudit_ctx.reading.schemas import ChangeOut, VersionOut
@@ -54,6 +55,7 @@ __all__ = [
     "History",
     "HistoryUnknown",
     "NotCaptured",
+    "Timeline",
     "Version",
     "VersionOut",
     "as_of",
@@ -108,6 +110,7 @@ _HOMES: Final = {
         "select_changes",
     ),
     "reading.history": ("History",),
+    "reading.merged_timeline": ("Timeline",),
     "reading.reader": ("AuditReader",),
     "reading.revert": ("revert",),
     "reading.schemas": ("ChangeOut", "VersionOut"),

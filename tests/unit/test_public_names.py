@@ -21,6 +21,7 @@ PUBLIC = [
     "History",
     "HistoryUnknown",
     "NotCaptured",
+    "Timeline",
     "Version",
     "VersionOut",
     "as_of",

@@ -5,19 +5,21 @@ A module of its own, because SQLAlchemy's asyncio extension needs greenlet.
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import QueryableAttribute
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
 from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.shape import Renamed
+from pgaudit_ctx.reading.merged_timeline import Timeline
+from pgaudit_ctx.reading.shape import Field, Renamed
 from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
@@ -25,6 +27,7 @@ from pgaudit_ctx.reading.version import Version
 
 M = TypeVar("M")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class AsyncAuditReader(
@@ -86,10 +89,27 @@ class AsyncAuditReader(
         self, model: str, key: Any, **filters: Unpack[HistoryFilters]
     ) -> History[dict[str, Any]]: ...
 
+    @overload
     async def history(
-        self, model: Any, key: Any, **filters: Unpack[HistoryFilters]
-    ) -> History[Any]:
+        self,
+        model: type[M],
+        key: Any,
+        *,
+        include: Sequence[Field],
+        **filters: Unpack[HistoryFilters],
+    ) -> Timeline[M]: ...
+
+    async def history(
+        self,
+        model: Any,
+        key: Any,
+        *,
+        include: Sequence[Field] | None = None,
+        **filters: Unpack[HistoryFilters],
+    ) -> History[Any] | Timeline[Any]:
         """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
+        if include is not None:
+            return await self._run(self.timeline_steps(model, key, include, filters))
         return await self._run(self.history_steps(model, key, filters))
 
     @overload
@@ -107,6 +127,49 @@ class AsyncAuditReader(
     ) -> Version[Any] | None:
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
         return await self._run(self.as_of_steps(model, key, when, schema))
+
+    @overload
+    async def related(
+        self,
+        version: Version[Any],
+        relationship: QueryableAttribute[list[S]] | QueryableAttribute[set[S]],
+        when: dt.datetime | None = None,
+    ) -> list[Version[S]]: ...
+
+    @overload
+    async def related(
+        self,
+        version: Version[Any],
+        relationship: QueryableAttribute[S | None],
+        when: dt.datetime | None = None,
+    ) -> list[Version[S]]: ...
+
+    @overload
+    async def related(
+        self, version: Version[Any], relationship: str, when: dt.datetime | None = None
+    ) -> list[Version[Any]]: ...
+
+    async def related(
+        self, version: Version[Any], relationship: Any, when: dt.datetime | None = None
+    ) -> list[Version[Any]]:
+        """Give what :meth:`pgaudit_ctx.Version.related` does, asking this reader's destination.
+
+        Args:
+            version: Of a mapped class, that a reader of the same trail gave.
+            relationship: By name, or as ``Patient.visits``.
+            when: A moment while the version was valid; aware.
+
+        Returns:
+            The versions of related records that were valid then.
+
+        Raises:
+            HistoryUnknown: If the trail cannot know what was related then.
+            NotCaptured: If the related table was never captured.
+            Unsupported: If the relationship compares more than columns that are equal.
+            UsageError: If there is no such relationship, or ``when`` lies outside of the version's
+                validity.
+        """
+        return await self._run(self.related_steps(version, relationship, when))
 
     async def select_as_of(
         self,

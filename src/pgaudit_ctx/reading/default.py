@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
@@ -13,8 +13,9 @@ from pgaudit_ctx.errors import MissingExtra, NotConfigured, UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
+from pgaudit_ctx.reading.merged_timeline import Timeline
 from pgaudit_ctx.reading.reader import AuditReader
-from pgaudit_ctx.reading.shape import Renamed
+from pgaudit_ctx.reading.shape import Field, Renamed
 from pgaudit_ctx.reading.table_as_of import select_table
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.version import ContextKeys, Version
@@ -97,12 +98,27 @@ def history(model: type[M], key: Any, **filters: Unpack[HistoryFilters]) -> Hist
 def history(model: str, key: Any, **filters: Unpack[HistoryFilters]) -> History[dict[str, Any]]: ...
 
 
-def history(model: Any, key: Any, **filters: Unpack[HistoryFilters]) -> History[Any]:
+@overload
+def history(
+    model: type[M], key: Any, *, include: Sequence[Field], **filters: Unpack[HistoryFilters]
+) -> Timeline[M]: ...
+
+
+def history(
+    model: Any,
+    key: Any,
+    *,
+    include: Sequence[Field] | None = None,
+    **filters: Unpack[HistoryFilters],
+) -> History[Any] | Timeline[Any]:
     """Rebuild the versions of one record.
 
     Args:
         model: A mapped class; or ``"schema.table"``, for versions whose instances are dicts.
         key: As for ``Session.get``: a scalar, a tuple, a dict of attribute names, or an instance.
+        include: Relationships, by name or as ``Patient.visits``: the versions of related records
+            are merged in, and ``version.related()`` needs no query for them any more. It takes
+            three or four queries for each relationship.
         **filters: ``since`` (inclusive) and ``until`` (exclusive), aware datetimes compared with
             the commit time; ``user``; ``fields``, attributes of which one must have changed;
             ``limit``, which keeps the newest; ``include_unchanged`` for UPDATEs that changed
@@ -110,14 +126,19 @@ def history(model: Any, key: Any, **filters: Unpack[HistoryFilters]) -> History[
 
     Returns:
         A sequence of versions, oldest first, in commit order; times are aware, in UTC as far as the
-        driver gives them so. Empty if the key has no trace.
+        driver gives them so. Empty if the key has no trace. With ``include`` a ``Timeline``, whose
+        ``history`` are the record's own versions.
 
     Raises:
         NotCaptured: If the table was never captured.
         KeyMismatch: If the key does not fit the model.
         SourceAmbiguous: If several sources hold the table and none was named.
         NaiveDatetime: If a time has no zone.
+        Unsupported: If an included relationship compares more than columns that are equal.
     """
+    if include is not None:
+        timeline: Timeline[Any] = _reader().history(model, key, include=include, **filters)
+        return timeline
     return _reader().history(model, key, **filters)
 
 

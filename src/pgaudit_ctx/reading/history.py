@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, TypeVar, overload
 
 from pgaudit_ctx.change import Operation
@@ -77,11 +78,26 @@ class History(Sequence[Version[M]]):
             HistoryUnknown: If the trail cannot know.
             NaiveDatetime: If ``when`` has no time zone.
         """
-        return version_at(self._trail, when)
+        return asked_at(version_at(self._trail, when), when)
 
 
-def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
+def asked_at(version: Version[M] | None, when: dt.datetime) -> Version[M] | None:
+    """Let a version know which moment it was asked for, where that is later than its beginning."""
+    if version is None or when <= version.committed_at:
+        return version
+    return replace(version, asked_at=when)
+
+
+def version_at(
+    trail: Trail[M], when: dt.datetime, *, up_to: tuple[int, int] | None = None
+) -> Version[M] | None:
     """Find the version valid at a moment: the last one in order committed at or before it.
+
+    Args:
+        trail: The record's.
+        when: The moment.
+        up_to: An epoch and a commit's position, reached at that moment: the last one up to there
+            instead, for the clock may have run backwards.
 
     Raises:
         HistoryUnknown: If the trail cannot know.
@@ -89,7 +105,14 @@ def version_at(trail: Trail[M], when: dt.datetime) -> Version[M] | None:
     """
     aware(when, "when")
     extent = trail.extent
-    found = next((v for v in reversed(trail.versions) if v.committed_at <= when), None)
+    found = next(
+        (
+            v
+            for v in reversed(trail.versions)
+            if (v.committed_at <= when if up_to is None else v.position[:2] <= up_to)
+        ),
+        None,
+    )
     if trail.whole_from > 1 and (found is None or found.number < trail.whole_from):
         raise UsageError(
             f"this history of {_record(trail)} was loaded in part, and what was valid at {when} "

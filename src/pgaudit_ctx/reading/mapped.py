@@ -59,8 +59,9 @@ class ModelShape(Generic[M]):
         self, mapper: Mapper[M], schema: str | None, renamed: Renamed | None = None
     ) -> None:
         self.label = mapper.class_.__name__
-        self._mapper = mapper
-        self._schema = schema
+        self.model: type[M] | None = mapper.class_
+        self.mapper = mapper
+        self.schema = schema
         self._renamed = renamed or {}
         self._mappers = list(_of_one_identity(mapper))
         self._sql_tables = self._find_tables()
@@ -78,13 +79,13 @@ class ModelShape(Generic[M]):
     def key_columns(self) -> Sequence[str] | None:
         """The primary key's columns in the order of the table's own."""
         return [column.name for column in self._sql_tables[0].primary_key] or [
-            column.name for column in self._mapper.primary_key
+            column.name for column in self.mapper.primary_key
         ]
 
     def _find_tables(self) -> list[SQLTable]:
         """Give the base class's table first, then those of the classes below it."""
         above = []
-        for mapper in self._mapper.iterate_to_root():
+        for mapper in self.mapper.iterate_to_root():
             above.append(mapper)
             if mapper.concrete:
                 break
@@ -101,7 +102,7 @@ class ModelShape(Generic[M]):
         return list(found)
 
     def _named(self, table: SQLTable) -> Table:
-        return self._schema or table.schema or DEFAULT_SCHEMA, table.name
+        return self.schema or table.schema or DEFAULT_SCHEMA, table.name
 
     def _image_column(self, column: Column[Any], name: str | None = None) -> str:
         own = name or column.name
@@ -155,7 +156,7 @@ class ModelShape(Generic[M]):
             )
         printed = []
         for name in key_columns:
-            attribute = self._mapper.get_property_by_column(own[name]).key
+            attribute = self.mapper.get_property_by_column(own[name]).key
             printed.append(key_text(own[name].type, by_attribute[attribute], attribute))
         return tuple(printed)
 
@@ -175,7 +176,7 @@ class ModelShape(Generic[M]):
         return printed
 
     def _base_key(self, table: SQLTable) -> Sequence[Column[Any]]:
-        return [c for c in self._mapper.primary_key if isinstance(c, Column) and c.table is table]
+        return [c for c in self.mapper.primary_key if isinstance(c, Column) and c.table is table]
 
     def _base_column(self, column: Column[Any]) -> Column[Any]:
         base = self._sql_tables[0]
@@ -192,9 +193,9 @@ class ModelShape(Generic[M]):
 
     def _by_attribute(self, key: Any) -> Mapping[str, Any]:
         attributes = [
-            self._mapper.get_property_by_column(column).key for column in self._mapper.primary_key
+            self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key
         ]
-        if isinstance(key, self._mapper.class_):
+        if isinstance(key, self.mapper.class_):
             return {name: getattr(key, name) for name in attributes}
         if isinstance(key, Mapping):
             given = {self._attribute(name): value for name, value in key.items()}
@@ -213,7 +214,7 @@ class ModelShape(Generic[M]):
 
     def _attribute(self, name: str) -> str:
         """Give the attribute that a synonym stands for."""
-        synonym = self._mapper.synonyms.get(name)
+        synonym = self.mapper.synonyms.get(name)
         return name if synonym is None else synonym.name
 
     def image(self, table: Table, image: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -225,11 +226,11 @@ class ModelShape(Generic[M]):
     def mapper_of(self, image: Mapping[str, Any]) -> Mapper[Any]:
         """Give the mapper of the class that an image is an instance of."""
         if self._discriminator is None:
-            return self._mapper
+            return self.mapper
         column, convert = self._discriminator
         value = convert(image.get(column))
-        found = None if value is UNAVAILABLE else self._mapper.polymorphic_map.get(value)
-        return found if found in self._places else self._mapper
+        found = None if value is UNAVAILABLE else self.mapper.polymorphic_map.get(value)
+        return found if found in self._places else self.mapper
 
     def attributes(self, image: Mapping[str, Any]) -> dict[str, Any]:
         """Turn an image into attributes; columns the model does not have are left out.
@@ -283,14 +284,14 @@ class ModelShape(Generic[M]):
 
     def own_tables(self) -> Sequence[Table]:
         """Give the tables that each record of this very class has a row in."""
-        own = {mapper.local_table for mapper in self._mapper.iterate_to_root()}
+        own = {mapper.local_table for mapper in self.mapper.iterate_to_root()}
         pairs = zip(self._sql_tables, self.tables, strict=True)
         return [named for table, named in pairs if table in own]
 
     def live_columns(self) -> Iterator[LiveColumn]:
         """Give the columns of the class's own attributes."""
         own = self.own_tables()
-        for prop in self._mapper.column_attrs:
+        for prop in self.mapper.column_attrs:
             if prop.key.startswith("_sa_"):
                 continue
             for column in prop.columns:
@@ -301,10 +302,10 @@ class ModelShape(Generic[M]):
 
     def one_of_several(self) -> tuple[LiveColumn, Sequence[Any]] | None:
         """Give the discriminator and its values, if the tables hold other classes too."""
-        column = self._mapper.polymorphic_on
+        column = self.mapper.polymorphic_on
         if (
-            self._mapper.inherits is None
-            or self._mapper.concrete
+            self.mapper.inherits is None
+            or self.mapper.concrete
             or not (isinstance(column, Column) and column.table in self._sql_tables)
         ):
             return None

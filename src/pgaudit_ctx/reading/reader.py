@@ -2,26 +2,29 @@
 
 import datetime as dt
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, Select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import QueryableAttribute, Session, sessionmaker
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
 from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
-from pgaudit_ctx.reading.shape import Renamed
+from pgaudit_ctx.reading.merged_timeline import Timeline
+from pgaudit_ctx.reading.related_steps import related_steps
+from pgaudit_ctx.reading.shape import Field, Renamed
 from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
-from pgaudit_ctx.reading.version import Version
+from pgaudit_ctx.reading.version import LoadsRelatives, Relatives, Trail, Version
 
 M = TypeVar("M")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
@@ -79,8 +82,27 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         self, model: str, key: Any, **filters: Unpack[HistoryFilters]
     ) -> History[dict[str, Any]]: ...
 
-    def history(self, model: Any, key: Any, **filters: Unpack[HistoryFilters]) -> History[Any]:
+    @overload
+    def history(
+        self,
+        model: type[M],
+        key: Any,
+        *,
+        include: Sequence[Field],
+        **filters: Unpack[HistoryFilters],
+    ) -> Timeline[M]: ...
+
+    def history(
+        self,
+        model: Any,
+        key: Any,
+        *,
+        include: Sequence[Field] | None = None,
+        **filters: Unpack[HistoryFilters],
+    ) -> History[Any] | Timeline[Any]:
         """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
+        if include is not None:
+            return self._run(self.timeline_steps(model, key, include, filters))
         return self._run(self.history_steps(model, key, filters))
 
     @overload
@@ -98,6 +120,49 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
     ) -> Version[Any] | None:
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
         return self._run(self.as_of_steps(model, key, when, schema))
+
+    @overload
+    def related(
+        self,
+        version: Version[Any],
+        relationship: QueryableAttribute[list[S]] | QueryableAttribute[set[S]],
+        when: dt.datetime | None = None,
+    ) -> list[Version[S]]: ...
+
+    @overload
+    def related(
+        self,
+        version: Version[Any],
+        relationship: QueryableAttribute[S | None],
+        when: dt.datetime | None = None,
+    ) -> list[Version[S]]: ...
+
+    @overload
+    def related(
+        self, version: Version[Any], relationship: str, when: dt.datetime | None = None
+    ) -> list[Version[Any]]: ...
+
+    def related(
+        self, version: Version[Any], relationship: Any, when: dt.datetime | None = None
+    ) -> list[Version[Any]]:
+        """Give what :meth:`pgaudit_ctx.Version.related` does, asking this reader's destination.
+
+        Args:
+            version: Of a mapped class, that a reader of the same trail gave.
+            relationship: By name, or as ``Patient.visits``.
+            when: A moment while the version was valid; aware.
+
+        Returns:
+            The versions of related records that were valid then.
+
+        Raises:
+            HistoryUnknown: If the trail cannot know what was related then.
+            NotCaptured: If the related table was never captured.
+            Unsupported: If the relationship compares more than columns that are equal.
+            UsageError: If there is no such relationship, or ``when`` lies outside of the version's
+                validity.
+        """
+        return self._run(self.related_steps(version, relationship, when))
 
     def select_as_of(
         self,
@@ -256,6 +321,12 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             UsageError: If a key or a field is given without a model, or something has no such name.
         """
         return self._run(self.changes_steps(model, key, limit, filters))
+
+    def _loads_relatives(self) -> LoadsRelatives:
+        def load(trail: Trail[Any], name: str) -> Relatives:
+            return self._run(related_steps(trail, name))
+
+        return load
 
     def _run(self, steps: Steps[R]) -> R:
         answer: Any = None

@@ -30,6 +30,10 @@ class Shape(Protocol[M_co]):
         """The name for messages."""
 
     @property
+    def model(self) -> type[M_co] | None:
+        """The mapped class, if there is one."""
+
+    @property
     def tables(self) -> Sequence[Table]:
         """The tables that make up a record, the one that each record has a row of first."""
 
@@ -98,6 +102,7 @@ class TableShape:
         self.tables: Sequence[Table] = ((schema, name),)
         self.label = f"{schema}.{name}"
         self.key_columns: Sequence[str] | None = None
+        self.model: type[dict[str, Any]] | None = None
         self._types = types
         self._renamed = renamed or {}
         self._converters: dict[str, Convert] = {

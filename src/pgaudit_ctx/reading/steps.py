@@ -5,7 +5,7 @@ They do no I/O, so the synchronous and the asynchronous reader drive the very sa
 
 import datetime as dt
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -24,14 +24,29 @@ from pgaudit_ctx.reading import query
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.compare import blame_of
 from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, extent_of
-from pgaudit_ctx.reading.history import History, HistoryFilters, check_filters, choose, version_at
+from pgaudit_ctx.reading.history import (
+    History,
+    HistoryFilters,
+    asked_at,
+    check_filters,
+    choose,
+    version_at,
+)
 from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
-from pgaudit_ctx.reading.shape import ANY_SCHEMA, Renamed, Shape
+from pgaudit_ctx.reading.merged_timeline import Timeline, merge
+from pgaudit_ctx.reading.related_steps import related_steps
+from pgaudit_ctx.reading.shape import ANY_SCHEMA, Field, Renamed, Shape, field_name
 from pgaudit_ctx.reading.table_as_of import check_whole_table, select_table
 from pgaudit_ctx.reading.timeline import build_trail
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction, one_transaction
-from pgaudit_ctx.reading.version import ContextKeys, Trail, Version
+from pgaudit_ctx.reading.version import (
+    ContextKeys,
+    LoadsRelatives,
+    Trail,
+    Version,
+    trail_of,
+)
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 R = TypeVar("R")
@@ -115,19 +130,47 @@ class Verbs(Generic[D]):
         extent = yield from self._extent(shape)
         keys = shape.keys(shape.key(key, extent.key_columns[shape.tables[0]]), extent.key_columns)
         rows = yield query.select_record(extent, shape.tables, keys, include_undone=include_undone)
-        return build_trail(Trail(shape, keys, extent, self.context_keys), rows)
+        trail = Trail(shape, keys, extent, self.context_keys, load=self._loads_relatives())
+        return build_trail(trail, rows)
+
+    def _loads_relatives(self) -> LoadsRelatives | None:
+        """Give what versions ask for related records, where that need not be awaited."""
+        return None
 
     def _shape(self, model: Any, schema: str | None, renamed: Renamed | None = None) -> Shape[Any]:
         return shape_of(model, schema or self.schema, renamed)
 
     def history_steps(self, model: Any, key: Any, filters: HistoryFilters) -> Steps[History[Any]]:
         """Give the steps of ``history``."""
+        trail = yield from self._whole(model, key, filters)
+        return choose(trail, filters)
+
+    def timeline_steps(
+        self, model: Any, key: Any, include: Sequence[Field], filters: HistoryFilters
+    ) -> Steps[Timeline[Any]]:
+        """Give the steps of ``history`` with ``include``."""
+        if isinstance(include, str):
+            raise UsageError(f"include={include!r}: it takes a list of relationships")
+        trail = yield from self._whole(model, key, filters)
+        loaded = {}
+        for name in map(field_name, include):
+            loaded[name] = yield from related_steps(trail, name)
+        return merge(trail, loaded, filters)
+
+    def related_steps(
+        self, version: Version[Any], relationship: Field, when: dt.datetime | None
+    ) -> Steps[list[Version[Any]]]:
+        """Give the steps of ``related``."""
+        trail = trail_of(version)
+        if field_name(relationship) not in trail.relatives:
+            yield from related_steps(trail, field_name(relationship))
+        return version.related(field_name(relationship), when)
+
+    def _whole(self, model: Any, key: Any, filters: HistoryFilters) -> Steps[Trail[Any]]:
         check_filters(filters)
         shape = self._shape(model, filters.get("schema"), filters.get("renamed"))
-        trail = yield from self._trail(
-            shape, key, include_undone=filters.get("include_undone", False)
-        )
-        return choose(trail, filters)
+        undone = filters.get("include_undone", False)
+        return (yield from self._trail(shape, key, include_undone=undone))
 
     def as_of_steps(
         self,
@@ -140,7 +183,7 @@ class Verbs(Generic[D]):
         """Give the steps of ``as_of``."""
         query.aware(when, "when")
         trail = yield from self._trail(self._shape(model, schema, renamed), key)
-        return version_at(trail, when)
+        return asked_at(version_at(trail, when), when)
 
     def select_as_of_steps(
         self,
@@ -185,6 +228,7 @@ class Verbs(Generic[D]):
                 shape.keys(tuple(row.primary_key), extent.key_columns),
                 extent,
                 self.context_keys,
+                load=self._loads_relatives(),
             )
             for row in gone
         ]

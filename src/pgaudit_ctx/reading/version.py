@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
 from pydantic import BaseModel, ValidationError
+from sqlalchemy.orm import QueryableAttribute
 
 from pgaudit_ctx.change import Operation
-from pgaudit_ctx.errors import HistoryUnknown
+from pgaudit_ctx.errors import HistoryUnknown, UsageError
 from pgaudit_ctx.reading.extent import Extent, Table
-from pgaudit_ctx.reading.shape import Field, Shape
+from pgaudit_ctx.reading.query import aware
+from pgaudit_ctx.reading.shape import Field, Shape, field_name
 from pgaudit_ctx.wal.lsn import parse_lsn
 
 M = TypeVar("M")
+R = TypeVar("R")
 
 GONE = frozenset({Operation.DELETE, Operation.TRUNCATE})
 """The operations after which a record is not there any more."""
@@ -36,6 +39,20 @@ class ContextKeys(NamedTuple):
     model: type[BaseModel] | None = None
 
 
+class Relatives(Protocol):
+    """The records that one relationship ever led to from a record, with all their versions."""
+
+    def valid_with(self, version: "Version[Any]", when: dt.datetime | None) -> "list[Version[Any]]":
+        """Give the versions valid at a moment of one of the record's own, or as it was made."""
+
+
+class LoadsRelatives(Protocol):
+    """Asks the trail for the records of a relationship."""
+
+    def __call__(self, trail: "Trail[Any]", name: str) -> Relatives:
+        """Give those of one record."""
+
+
 @dataclass(frozen=True)
 class Trail(Generic[M]):
     """What all versions of one record share.
@@ -48,6 +65,8 @@ class Trail(Generic[M]):
         versions: In order; all of them, unless a filter made it load only a part.
         undone: Versions that a failover has undone, in order.
         whole_from: The number from which on every version is loaded.
+        load: Asks for related records; ``None`` where that has to be awaited.
+        relatives: What relationships led to, as far as it was asked for.
     """
 
     shape: Shape[M]
@@ -57,6 +76,8 @@ class Trail(Generic[M]):
     versions: "list[Version[M]]" = field(default_factory=list)
     undone: "list[Version[M]]" = field(default_factory=list)
     whole_from: int = 1
+    load: LoadsRelatives | None = None
+    relatives: dict[str, Relatives] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -79,6 +100,7 @@ class Version(Generic[M]):
             stands for theirs.
         undone: Whether a failover has undone it, so that it never happened on the server that went
             on. Its number is the one it had until then.
+        asked_at: The moment that ``as_of`` was asked for, if it gave this version.
     """
 
     number: int
@@ -92,6 +114,7 @@ class Version(Generic[M]):
     _trail: Trail[M]
     _siblings: "Mapping[int, Version[M]]"
     undone: bool = False
+    asked_at: dt.datetime | None = None
 
     def __repr__(self) -> str:
         return (
@@ -175,6 +198,16 @@ class Version(Generic[M]):
         return self._trail.key
 
     @property
+    def model(self) -> type[M] | None:
+        """The mapped class that was asked for; ``None`` for a bare table."""
+        return self._trail.shape.model
+
+    @property
+    def table(self) -> str:
+        """Schema and name of the record's table; the first, if it has several."""
+        return ".".join(self._trail.shape.tables[0])
+
+    @property
     def previous(self) -> "Version[M] | None":
         """The version before, in the whole history."""
         return self._siblings.get(self.number - 1)
@@ -189,6 +222,70 @@ class Version(Generic[M]):
         """Whether the record was there, under this key, after the change."""
         moved_away = tuple(self.row.primary_key or ()) != self._trail.key
         return self.operation not in GONE and not moved_away
+
+    @overload
+    def related(
+        self,
+        relationship: QueryableAttribute[list[R]] | QueryableAttribute[set[R]],
+        when: dt.datetime | None = None,
+    ) -> "list[Version[R]]": ...
+
+    @overload
+    def related(
+        self, relationship: QueryableAttribute[R | None], when: dt.datetime | None = None
+    ) -> "list[Version[R]]": ...
+
+    @overload
+    def related(
+        self, relationship: str, when: dt.datetime | None = None
+    ) -> "list[Version[Any]]": ...
+
+    def related(self, relationship: Any, when: dt.datetime | None = None) -> "list[Version[Any]]":
+        """Give the versions of related records that were valid together with this one.
+
+        The first call for a relationship asks for the related records of the whole history, in a
+        number of queries that does not depend on how many there are; each further call, of any of
+        its versions, asks for nothing.
+
+        Args:
+            relationship: By name, or as ``Patient.visits``.
+            when: A moment while this version was valid; aware. By default the one that ``as_of``
+                was asked for, else the end of the transaction that made this version.
+
+        Returns:
+            Their versions, always as a list, of at most one for a many-to-one relationship; in the
+            order in which the trail first saw the records. Empty for a DELETE and a TRUNCATE.
+
+        Raises:
+            HistoryUnknown: If the trail cannot know what was related then.
+            NaiveDatetime: If ``when`` has no time zone.
+            NotCaptured: If the related table was never captured.
+            Unsupported: If the relationship compares more than columns that are equal.
+            UsageError: If there is no such relationship, if ``when`` lies outside of the version's
+                validity, or if the reader is asynchronous and the relationship not loaded yet:
+                then ``await reader.related(version, relationship)``, or
+                ``history(..., include=[...])``.
+        """
+        name = field_name(relationship)
+        relatives = self._trail.relatives.get(name)
+        if relatives is None:
+            if self._trail.load is None:
+                raise UsageError(
+                    f"{name} is not loaded, and this version was read asynchronously. Remedy: "
+                    "await reader.related(version, relationship), or history(include=[...])"
+                )
+            relatives = self._trail.load(self._trail, name)
+        return relatives.valid_with(self, self._moment(when))
+
+    def _moment(self, when: dt.datetime | None) -> dt.datetime | None:
+        if when is None:
+            return self.asked_at
+        if aware(when, "when") < self.valid_from or (self.valid_to and when >= self.valid_to):
+            raise UsageError(
+                f"{self!r} was not valid at {when:%Y-%m-%d %H:%M:%S%z}. Remedy: ask the version "
+                "that was, as as_of() gives it"
+            )
+        return when
 
     def fields(self, fields: Sequence[Field]) -> frozenset[str]:
         """Give the names of attributes, and refuse those that the record does not have."""
@@ -233,6 +330,11 @@ class Version(Generic[M]):
                 "version.previous"
             )
         return image
+
+
+def trail_of(version: Version[M]) -> Trail[M]:
+    """Give what a version shares with the others of its record."""
+    return version._trail  # noqa: SLF001 - hidden from users, not from the readers
 
 
 def look_up(context: Mapping[str, Any] | None, path: str) -> Any:
