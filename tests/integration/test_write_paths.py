@@ -1,7 +1,7 @@
 """Whatever way a write takes, its context stands before it in the log; reads emit nothing."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import (
@@ -23,11 +23,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from pgaudit_ctx import audit_context, emit_context, install
+from pgaudit_ctx import ContextInvalid, audit_context, emit_context, install
+from support.client import ALL_DRIVERS, Client
 from support.clinic import Patient, Status
 from support.database import Database
 from support.messages import A, B, Messages
@@ -166,15 +166,14 @@ def functions(source: Database) -> None:
     source.execute("CREATE SEQUENCE counter")
 
 
-@pytest.fixture(params=["psycopg", "psycopg2", "pg8000"])
-def sync_engine(request: pytest.FixtureRequest, source: Database) -> Engine:
-    engine = source.engine(request.param)
-    install(engine)
-    return engine
+@pytest.fixture(params=ALL_DRIVERS)
+def client(request: pytest.FixtureRequest, source: Database) -> Iterator[Client]:
+    with Client(source.url, request.param) as made:
+        yield made
 
 
 def paths_for(driver: str) -> list[Callable[[Session], None]]:
-    # The protocol that these two speak takes no string of several statements.
+    # The protocol that these speak takes no string of several statements.
     several = driver not in {"asyncpg", "pg8000"}
     return [path for path in PATHS if several or path is not several_statements]
 
@@ -185,64 +184,63 @@ def is_explained(arrived: list[str]) -> bool:
 
 @pytest.mark.parametrize("read_first", [False, True], ids=["first", "after a read"])
 def test_every_way_to_write_is_preceded_by_its_context_once(
-    source: Database, messages: Messages, functions: None, sync_engine: Engine, read_first: bool
+    source: Database, messages: Messages, functions: None, client: Client, read_first: bool
 ) -> None:
+    def work(session: Session) -> None:
+        if read_first:
+            session.scalars(select(Patient)).all()
+        path(session)
+
     unexplained = {}
-    for path in paths_for(sync_engine.driver):
+    for path in paths_for(client.engine.driver):
         source.execute("TRUNCATE patient CASCADE; DROP TABLE IF EXISTS copied")
         messages.all()
-        with audit_context(user="a"), Session(sync_engine) as session:
-            if read_first:
-                session.scalars(select(Patient)).all()
-            path(session)
-            session.commit()
+        with audit_context(user="a"):
+            client.transaction(work)
         arrived = messages.all()
         if not is_explained(arrived):
             unexplained[path.__name__] = arrived
-    assert unexplained == {}
-
-
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-async def test_every_way_to_write_in_an_async_session_is_preceded_by_its_context_once(
-    source: Database, messages: Messages, functions: None, driver: str
-) -> None:
-    engine = create_async_engine(source.sqlalchemy_url(driver), poolclass=NullPool)
-    install(engine)
-    unexplained = {}
-    for path in paths_for(driver):
-        source.execute("TRUNCATE patient CASCADE; DROP TABLE IF EXISTS copied")
-        messages.all()
-        async with AsyncSession(engine) as session, audit_context(user="a"):
-            await session.scalars(select(Patient))
-            await session.run_sync(path)
-            await session.commit()
-        arrived = messages.all()
-        if not is_explained(arrived):
-            unexplained[path.__name__] = arrived
-    await engine.dispose()
     assert unexplained == {}
 
 
 def test_a_merge_is_preceded_by_its_context(
-    source: Database, messages: Messages, sync_engine: Engine
+    source: Database, messages: Messages, client: Client
 ) -> None:
     ((version,),) = source.execute("SELECT current_setting('server_version_num')::int")
     if version < 150000:
         pytest.skip("MERGE came with PostgreSQL 15")
-    with audit_context(user="a"), sync_engine.begin() as connection:
-        connection.execute(
-            text(
-                "MERGE INTO patient p USING (VALUES (1)) v(id) ON p.id = v.id WHEN NOT MATCHED "
-                "THEN INSERT (id, name, status) VALUES (v.id, 'x', 'ACTIVE')"
-            )
-        )
+    merge = text(
+        "MERGE INTO patient p USING (VALUES (1)) v(id) ON p.id = v.id WHEN NOT MATCHED "
+        "THEN INSERT (id, name, status) VALUES (v.id, 'x', 'ACTIVE')"
+    )
+    with audit_context(user="a"):
+        client.transaction(lambda session: session.execute(merge).close())
+    assert messages.all() == [A, "INSERT"]
+
+
+def test_a_two_phase_transaction_is_preceded_by_its_context(
+    source: Database, messages: Messages, client: Client
+) -> None:
+    ((allowed,),) = source.execute("SHOW max_prepared_transactions")
+    if allowed == "0":
+        pytest.skip("this server allows no prepared transactions")
+
+    def work(session: Session) -> None:
+        with session.get_bind().connect() as connection:
+            transaction = connection.begin_twophase()
+            connection.execute(insert(Patient).values(id=1, name="x"))
+            transaction.prepare()
+            transaction.commit()
+
+    with audit_context(user="a"):
+        client.transaction(work)
     assert messages.all() == [A, "INSERT"]
 
 
 def test_nested_savepoints_that_roll_back_are_told_again(
-    messages: Messages, sync_engine: Engine
+    messages: Messages, client: Client
 ) -> None:
-    with Session(sync_engine) as session, audit_context(user="a"):
+    def work(session: Session) -> None:
         outer = session.begin_nested()
         session.add(ann(1))
         session.flush()
@@ -255,19 +253,54 @@ def test_nested_savepoints_that_roll_back_are_told_again(
         session.flush()
         outer.rollback()
         session.add(ann(4))
-        session.commit()
+        session.flush()
+
+    with audit_context(user="a"):
+        client.transaction(work)
     assert messages.all() == [A, "INSERT"]
 
 
+def test_savepoints_sent_as_text_count_too(messages: Messages, client: Client) -> None:
+    def work(session: Session) -> None:
+        session.execute(text("SAVEPOINT s"))
+        session.execute(insert(Patient).values(id=1, name="x"))
+        session.execute(text("ROLLBACK TO SAVEPOINT s"))
+        session.execute(insert(Patient).values(id=2, name="x"))
+        session.execute(text("RELEASE s"))
+        session.execute(insert(Patient).values(id=3, name="x"))
+
+    with audit_context(user="a"):
+        client.transaction(work)
+    assert messages.all() == [A, "INSERT", "INSERT"]
+
+
 def test_a_released_savepoint_keeps_what_was_told_inside(
-    messages: Messages, sync_engine: Engine
+    messages: Messages, client: Client
 ) -> None:
-    with audit_context(user="a"), Session(sync_engine) as session:
+    def work(session: Session) -> None:
         with session.begin_nested():
             session.add(ann(1))
         session.add(ann(2))
-        session.commit()
+        session.flush()
+
+    with audit_context(user="a"):
+        client.transaction(work)
     assert messages.all() == [A, "INSERT", "INSERT"]
+
+
+def test_what_goes_past_sqlalchemy_is_explained_after_emit_context(
+    messages: Messages, client: Client
+) -> None:
+    def work(session: Session) -> None:
+        emit_context(session)
+        adapted = session.connection().connection.dbapi_connection
+        cursor = adapted.cursor()
+        cursor.execute(PLAIN)
+        cursor.close()
+
+    with audit_context(user="a"):
+        client.transaction(work)
+    assert messages.all() in ([A, "INSERT"], [A, A, "INSERT"])  # psycopg's cursors emit as well
 
 
 def test_a_copy_through_the_drivers_connection_after_emit_context(
@@ -299,12 +332,16 @@ READS = [
 
 
 def test_a_read_emits_nothing(
-    source: Database, messages: Messages, functions: None, sync_engine: Engine
+    source: Database, messages: Messages, functions: None, client: Client
 ) -> None:
     source.execute("CREATE FUNCTION stable_one() RETURNS int LANGUAGE sql STABLE AS 'SELECT 1'")
-    with audit_context(user="a"), sync_engine.begin() as connection:
+
+    def work(session: Session) -> None:
         for statement in READS:
-            connection.execute(statement)
+            session.execute(statement)
+
+    with audit_context(user="a"):
+        client.transaction(work)
     assert messages.all() == []
 
 
@@ -334,22 +371,32 @@ HOSTILE = [
 
 @pytest.mark.parametrize("read_first", [False, True], ids=["with begin", "with the write"])
 def test_a_hostile_value_round_trips_byte_for_byte(
-    source: Database, messages: Messages, sync_engine: Engine, read_first: bool
+    source: Database, messages: Messages, client: Client, read_first: bool
 ) -> None:
-    for number, value in enumerate(HOSTILE):
-        with audit_context(user=value), sync_engine.begin() as connection:
-            if read_first:
-                connection.execute(select(Patient))
-            connection.execute(insert(Patient).values(id=number, name="x"))
+    def work(session: Session) -> None:
+        if read_first:
+            session.execute(select(Patient))
+        session.execute(insert(Patient).values(name="x"))
+
+    for value in HOSTILE:
+        with audit_context(user=value):
+            client.transaction(work)
         (told,) = messages.contexts()
         assert source.execute("SELECT %s::jsonb ->> 'user'", [told]) == [(value,)]
 
 
 def test_two_contexts_in_one_transaction_each_stand_before_their_own_rows(
-    messages: Messages, sync_engine: Engine
+    messages: Messages, client: Client
 ) -> None:
-    with sync_engine.begin() as connection:
+    def work(session: Session) -> None:
         for user, number in (("a", 1), ("b", 2), ("b", 3), ("a", 4)):
             with audit_context(user=user):
-                connection.execute(insert(Patient).values(id=number, name="x"))
+                session.execute(insert(Patient).values(id=number, name="x"))
+
+    client.transaction(work)
     assert messages.all() == [A, "INSERT", B, "INSERT", "INSERT", A, "INSERT"]
+
+
+def test_a_character_that_jsonb_cannot_hold_is_refused_on_entering_the_scope() -> None:
+    with pytest.raises(ContextInvalid, match="user"), audit_context(user="a\x00b"):
+        pass

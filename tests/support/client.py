@@ -10,20 +10,22 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from pgaudit_ctx import install
-from pgaudit_ctx.urls import sqlalchemy_url
+from support.database import address_for
 
 T = TypeVar("T")
 
 DRIVERS = ("psycopg", "psycopg2", "asyncpg")
+ASYNCHRONOUS = ("asyncpg", "psycopg_async")
+ALL_DRIVERS = ("psycopg", "psycopg_async", "psycopg2", "asyncpg", "pg8000")
 
 
 class Client:
     """An engine that keeps one connection open, with the hook unless told otherwise."""
 
     def __init__(self, url: str, driver: str, *, hook: bool = True, **options: Any) -> None:
-        options = {"pool_size": 1, "max_overflow": 0, **options}
-        address = sqlalchemy_url(url, driver)
-        if driver == "asyncpg":
+        address, fixed = address_for(url, driver)
+        options = {"pool_size": 1, "max_overflow": 0, **fixed, **options}
+        if driver in ASYNCHRONOUS:
             self._runner = asyncio.Runner()
             self._asynchronous = create_async_engine(address, **options)
             self.engine = self._asynchronous.sync_engine

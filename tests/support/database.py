@@ -40,20 +40,8 @@ class Database:
         return sqlalchemy_url(self.url, driver)
 
     def engine(self, driver: str = "psycopg", **options: Any) -> Engine:
-        options = {"poolclass": NullPool, **options}
-        if driver == "pg8000":
-            # It takes the path of a Unix socket, but not in its URL.
-            given = conninfo_to_dict(self.url)
-            host, port = given.pop("host"), given.pop("port", 5432)
-            url = URL.create(
-                "postgresql+pg8000", given.get("user"), given.get("password"), None, None, self.name
-            )
-            if host.startswith("/"):
-                options["connect_args"] = {"unix_sock": f"{host}/.s.PGSQL.{port}"}
-            else:
-                url = url.set(host=host, port=int(port))
-            return create_engine(url, **options)
-        return create_engine(self.sqlalchemy_url(driver), **options)
+        address, fixed = address_for(self.url, driver)
+        return create_engine(address, **{"poolclass": NullPool, **fixed, **options})
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True, row_factory=namedtuple_row)
@@ -109,6 +97,24 @@ class Capture:
             " ORDER BY epoch, commit_lsn, ordinal",
             [table, table],
         )
+
+
+def address_for(url: str, driver: str) -> tuple[str | URL, dict[str, Any]]:
+    """Give what create_engine() takes: the URL for a driver, and options that it needs."""
+    if driver != "pg8000":
+        return sqlalchemy_url(url, driver), {}
+    # It takes the path of a Unix socket, but not in its URL.
+    given = conninfo_to_dict(url)
+    host, port = given["host"], given.get("port", 5432)
+    address = URL.create(
+        "postgresql+pg8000",
+        given.get("user"),
+        given.get("password"),
+        database=given["dbname"],
+    )
+    if host.startswith("/"):
+        return address, {"connect_args": {"unix_sock": f"{host}/.s.PGSQL.{port}"}}
+    return address.set(host=host, port=int(port)), {}
 
 
 def create_database(server: Server, template: str | None = None) -> Database:
