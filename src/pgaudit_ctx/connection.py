@@ -14,6 +14,7 @@ from pgaudit_ctx.errors import (
     ServerReadOnly,
     UsageError,
 )
+from pgaudit_ctx.unreachable import why_unreachable
 from pgaudit_ctx.urls import libpq_url
 
 _T = TypeVar("_T")
@@ -99,20 +100,24 @@ def connect(url: str, place: str, **extra: Any) -> PatientConnection:
     """
     conninfo = libpq_url(url)
     try:
-        given = conninfo_to_dict(conninfo)
+        given = {
+            name: str(value)
+            for name, value in conninfo_to_dict(conninfo).items()
+            if value is not None
+        }
     except psycopg.ProgrammingError:
         raise UsageError(
             f"the {place}'s URL cannot be read: it must look like "
             "postgresql://user:password@host:5432/database, with special characters of the "
             "password percent-encoded"
         ) from None
-    options = [str(given["options"])] if given.get("options") else []
+    options = [given["options"]] if given.get("options") else []
     options += [f"-c {name}={value}" for name, value in FIXED_SETTINGS.items()]
     parameters = {
         "application_name": f"pgaudit_ctx {place}",
         "connect_timeout": 10,
         **_NOTICE_LOST_PEER,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
         **extra,
         "client_encoding": "UTF8",
         "options": " ".join(options),
@@ -125,7 +130,10 @@ def connect(url: str, place: str, **extra: Any) -> PatientConnection:
         if "replication" not in extra and connection.info.parameter_status(_READ_ONLY) == "on":
             _allow_writing(connection)
     except psycopg.OperationalError as error:
-        raise ConnectionFailed(_why_no_connection(error, place, given)) from None
+        host, database, user = (given.get(name) for name in ("host", "dbname", "user"))
+        raise ConnectionFailed(
+            why_unreachable(str(error), place, host=host, database=database, user=user)
+        ) from None
     return connection
 
 
@@ -135,32 +143,6 @@ def _allow_writing(connection: PatientConnection) -> None:
     ).fetchone()
     if row is not None and row[0] in _OWN_DEFAULTS:
         connection.execute(f"SET {_READ_ONLY} = off")
-
-
-def _why_no_connection(error: psycopg.OperationalError, place: str, given: dict[str, Any]) -> str:
-    said = " ".join(str(error).split()).rstrip("?.")
-    named = [
-        f"{word} {given[name]}"
-        for word, name in (("host", "host"), ("database", "dbname"), ("user", "user"))
-        if given.get(name)
-    ]
-    where = f"the {place} ({', '.join(named) or 'the default server'})"
-    low = said.lower()
-    if "password authentication failed" in low or "no password supplied" in low:
-        remedy = "check user and password in its URL"
-    elif "does not exist" in low and "database" in low:
-        remedy = "check the database's name in its URL, or create it with createdb"
-    elif "role" in low and "does not exist" in low:
-        remedy = "check the user in its URL"
-    elif "no pg_hba.conf entry" in low:
-        remedy = "allow this user and address in the server's pg_hba.conf, and reload it"
-    elif "could not translate host name" in low or "failed to resolve host" in low:
-        remedy = "check the host in its URL"
-    elif "permission denied" in low or "must be superuser or replication role" in low:
-        remedy = "give the user the right: ALTER ROLE … REPLICATION"
-    else:
-        remedy = "check that the server runs and that host and port in its URL are right"
-    return f"cannot connect to {where}: {said}. Remedy: {remedy}"
 
 
 def refusal(error: psycopg.Error, doing: str) -> AuditError:

@@ -4,7 +4,7 @@ The source's part is planned in ``source.plan``, the destination's is its migrat
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -22,6 +22,9 @@ from pgaudit_ctx.source.selection import Selection
 from pgaudit_ctx.source.setup import Session
 from pgaudit_ctx.source.step import Step
 from pgaudit_ctx.wal.lsn import format_lsn
+
+KEEP_SIZES: Final = {"unlimited": "-1"}
+"""``max_slot_wal_keep_size`` as it is chosen, and as the server takes it, where they differ."""
 
 
 class Choice(NamedTuple):
@@ -93,8 +96,36 @@ def wishes_of(
                 "would fail. Remedy: leave it FULL, or give it a primary key"
             )
     kept = {table: now for table, (now, _) in tracked.items() if now == "DEFAULT"}
-    size = {"unlimited": "-1", None: None}.get(choice.keep_size, choice.keep_size)
+    size = choice.keep_size and KEEP_SIZES.get(choice.keep_size, choice.keep_size)
     return Wishes(selection, {**kept, **choice.identities}, size)
+
+
+def check_ends(
+    source: Connection | None,
+    destination: Connection | None,
+    options: WorkerOptions,
+    *,
+    recreate: bool = False,
+) -> None:
+    """Refuse what could not be finished, before anything is changed at either end.
+
+    Args:
+        source: To the audited database, if it is to be prepared.
+        destination: To the trail, if it is.
+        options: The names.
+        recreate: Whether a slot that is gone is made anew.
+
+    Raises:
+        SourceNotReady: Naming the setting or right that is missing.
+        DestinationNotReady: Likewise.
+        SlotMissing: If a trail goes on from a slot that is gone.
+    """
+    if source is not None:
+        source_setup.check_source(source, options.slot)
+    if destination is not None:
+        schema.check_server(destination)
+        if source is not None and not recreate and schema.applied_migrations(destination):
+            refuse_lost_slot(source, destination, options)
 
 
 def prepare_destination(connection: Connection, choice: Choice) -> tuple[Sequence[str], str | None]:
@@ -146,6 +177,25 @@ def prepare_source(
     )
     remember(t for t in catalog.read_tables(source, options.publication) if t.published)
     return plan, failed
+
+
+def remembered(
+    source: Connection,
+    destination: Connection | None,
+    options: WorkerOptions,
+    wishes: Wishes,
+    choice: Choice,
+) -> dict[str, object]:
+    """Give what later runs and the doctor want to know of this one."""
+    name = options.name or source.info.dbname
+    published = catalog.read_publication(source, options.publication)
+    earlier = {} if destination is None else decisions.last_setup(destination, name)
+    return {
+        "source": name,
+        "selection": wishes.selection.as_arguments(),
+        "publication_oid": None if published is None else published.oid,
+        "max_slot_wal_keep_size": choice.keep_size or earlier.get("max_slot_wal_keep_size"),
+    }
 
 
 def _decided(

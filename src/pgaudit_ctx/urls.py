@@ -9,6 +9,9 @@ from pgaudit_ctx.errors import UsageError
 _USERINFO: Final = re.compile(r"^([A-Za-z0-9+.-]+://[^:@/]*:).*@", re.DOTALL)
 _PASSWORD: Final = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^&\s]*)")
 _ANY_SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*|)://")
+# An @ or / of a password that was not percent-encoded: where the host begins is then read in
+# different ways, and what is taken for host or database would be shown in messages.
+_AMBIGUOUS: Final = re.compile(r"^[^/]*://(?:[^@/]*@[^?/]*@|[^@/?]*(?:\?[^=/@]*)?/[^?]*@)")
 _SCHEME: Final = re.compile(r"^(postgres(?:ql)?)(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 
 
@@ -22,7 +25,8 @@ def libpq_url(url: str) -> str:
         The same without SQLAlchemy's driver name.
 
     Raises:
-        UsageError: If it names another kind of database.
+        UsageError: If it names another kind of database, or its password is not percent-encoded so
+            that it can be read in two ways.
     """
     scheme = _ANY_SCHEME.match(url)
     if scheme is None:
@@ -36,6 +40,11 @@ def libpq_url(url: str) -> str:
         raise UsageError(
             f"a database URL must begin with postgresql://, not with {scheme[1]}://; "
             "only PostgreSQL can be audited through its write-ahead log"
+        )
+    if _AMBIGUOUS.match(url):
+        raise UsageError(
+            "a database URL has an @ too many, so it is not clear where its password ends. Remedy: "
+            "percent-encode special characters, in passwords above all: @ is %40, / is %2F"
         )
     return _SCHEME.sub("postgresql://", url)
 
@@ -51,7 +60,7 @@ def sqlalchemy_url(url: str, driver: str = "psycopg") -> str:
         A URL for ``sqlalchemy.create_engine``.
 
     Raises:
-        UsageError: If it is not a PostgreSQL URL.
+        UsageError: If it is not a PostgreSQL URL, or cannot be read.
     """
     plain = libpq_url(url)
     scheme = _ANY_SCHEME.match(url)

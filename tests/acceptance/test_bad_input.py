@@ -46,6 +46,8 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
     [
         ("mysql://u:hunter2@h/db", ["postgresql://", "not with mysql://"]),
         ("postgresql://u:hunter2@[h/db", ["postgresql://"]),
+        ("postgresql://u:some@hunter2@h/db", ["@ is %40"]),
+        ("postgresql://u:some/hunter2@h/db", ["/ is %2F"]),
         ("clinic", ["postgresql://"]),
     ],
 )
@@ -176,6 +178,18 @@ def test_questions_that_the_trail_cannot_answer_exit_1(ready: Capture) -> None:
     refused(run("history", "nowhere", "1", env=urls), 1, "public.nowhere", "never captured")
     refused(run("history", "dose", "1", env=urls), 1, "patient_id, given_on")
     refused(run("history", "patient", "1", "--name", "other", env=urls), 1, "'other'")
-    done = run("history", "patient", "1", env=urls)
+    ready.source.execute("INSERT INTO patient (id, name, status) VALUES (1, 'Ann', 'ACTIVE')")
+    for command in (["log"], ["history", "patient", "1"]):
+        refused(run(*command, env=urls), 1, ready.source.name, "start pgaudit-ctx worker")
+    ready.run()
+    done = run("history", "patient", "2", env=urls)
     assert done.returncode == 1
     assert lines_of(done.stderr) == ["no version of this record in patient matches"]
+    for command in (
+        ["history", "patient", "1", "--field", "nme"],
+        ["log", "--table", "patient", "--field", "nme"],
+    ):
+        refused(run(*command, env=urls), 2, "has no attribute nme", "name")
+    for command in (["history", "patient", "x"], ["log", "--table", "patient", "--key", "x"]):
+        refused(run(*command, env=urls), 1, "key column id", "an integer")
+    refused(run("log", "--table", "nowhere", env=urls), 1, "nowhere", "never captured")

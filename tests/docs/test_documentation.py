@@ -234,6 +234,15 @@ def test_the_code_of_a_document_runs(
     play(path, ends, reset, run_commands=tutorial, pytester=pytester)
 
 
+def test_the_first_code_of_the_readme_is_a_whole_program_on_one_screen() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    first = "".join(blocks[:2])
+    assert len([line for line in first.splitlines() if line.strip()]) <= 15
+    for needed in ("class Patient", "create_engine(", "install(", "configure(", "history(Patient"):
+        assert needed in first
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

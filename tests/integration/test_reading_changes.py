@@ -84,7 +84,6 @@ def positions(changes: list[Change]) -> list[int]:
         ({"operation": ["INSERT", "DELETE"]}, [5, 2, 1]),
         ({"since": at(2), "until": at(4)}, [3, 2]),
         ({"transaction": 703}, [3]),
-        ({"source": "elsewhere"}, []),
         ({"without_context": True}, [4]),
     ],
 )

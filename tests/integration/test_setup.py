@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from pgaudit_ctx.cli.app import app
 from pgaudit_ctx.connection import connect
-from pgaudit_ctx.errors import SourceNotReady
+from pgaudit_ctx.errors import AuditError, SourceNotReady
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.catalog import Publication, SourceTable, read_tables
 from pgaudit_ctx.source.plan import SourcePlan, SourceState, plan
@@ -291,6 +291,76 @@ def test_a_slot_of_another_plugin_is_refused(source: Database) -> None:
         pytest.raises(SourceNotReady, match="test_decoding"),
     ):
         source_setup.check_source(connection, "theirs")
+
+
+@pytest.fixture
+def two_ends(source: Database, empty_database: Database) -> Capture:
+    """A source, and a destination that nobody has touched."""
+    return Capture(source, empty_database)
+
+
+def setup_refused(capture: Capture, *arguments: str) -> str:
+    urls = ["--source", capture.options.source, "--destination", capture.options.destination]
+    names = ["--slot", capture.options.slot]
+    with pytest.raises(AuditError) as caught:
+        CliRunner().invoke(app, ["setup", *urls, *names, *arguments], catch_exceptions=False)
+    return str(caught.value)
+
+
+def untouched(database: Database) -> bool:
+    schemas = database.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'pgaudit_ctx'")
+    roles = database.execute("SELECT 1 FROM pg_publication")
+    return not schemas and not roles and set(identities(database).values()) <= {"d"}
+
+
+def test_a_source_that_is_not_ready_leaves_the_destination_as_it_was(two_ends: Capture) -> None:
+    name = two_ends.options.slot
+    two_ends.source.execute(f"SELECT pg_create_logical_replication_slot('{name}', 'test_decoding')")
+    assert "test_decoding" in setup_refused(two_ends)
+    assert untouched(two_ends.destination)
+    assert untouched(two_ends.source)
+
+
+def test_a_table_that_is_not_there_leaves_both_ends_as_they_were(two_ends: Capture) -> None:
+    assert "public.nowhere" in setup_refused(two_ends, "--table", "nowhere")
+    assert untouched(two_ends.destination)
+    assert untouched(two_ends.source)
+
+
+def test_a_destination_that_cannot_take_the_trail_leaves_the_source_as_it_was(
+    two_ends: Capture,
+) -> None:
+    role = f"tenant_{two_ends.destination.name}"
+    two_ends.destination.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        theirs = two_ends.destination.url.replace("postgres@", f"{role}@")
+        two_ends.options = two_ends.options._replace(destination=theirs)
+        said = setup_refused(two_ends)
+        assert f"the role {role} may not create the trail's schema" in said
+        assert untouched(two_ends.source)
+        two_ends.destination.execute(said.partition("Remedy, as its owner: ")[2])
+        setup_command(two_ends)
+    finally:
+        two_ends.destination.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_what_is_printed_for_a_destination_is_what_it_lacks_or_a_new_one_if_none_is_named(
+    two_ends: Capture,
+) -> None:
+    def printed(*arguments: str) -> str:
+        slot = two_ends.options.slot
+        given = ["setup", "--print-sql", "--source", two_ends.source.url, "--slot", slot]
+        done = CliRunner().invoke(app, [*given, *arguments], env={}, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output.partition("-- destination")[2]
+
+    create = "CREATE TABLE pgaudit_ctx.changes"
+    assert create in printed()
+    assert create in printed("--destination", two_ends.destination.url)
+    assert untouched(two_ends.destination)
+    setup_command(two_ends)
+    assert create in printed()
+    assert create not in printed("--destination", two_ends.destination.url)
 
 
 @pytest.fixture

@@ -56,6 +56,43 @@ def test_key_value_pairs_are_refused_for_sqlalchemy_without_being_shown() -> Non
 
 
 @pytest.mark.parametrize(
+    "rest",
+    [
+        "u:hun@ter2@h/db",
+        "u:@hunter2@h/db",
+        "u:hun/ter2@h/db",
+        "u:12/hunter2@h/db",
+        "u:hun?ter/2@h/db",
+        "u:hun@ter2@h?sslmode=require",
+    ],
+)
+@pytest.mark.parametrize("convert", [libpq_url, sqlalchemy_url])
+def test_a_password_that_could_be_taken_for_a_host_is_refused_without_being_shown(
+    convert, rest: str
+) -> None:
+    with pytest.raises(UsageError, match="@ is %40") as caught:
+        convert(f"postgresql://{rest}")
+    assert "hun" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "u:p%40ss%2Fword@h/db",
+        "u:a:b@h/db",
+        "u:a?b@h/db",
+        "/db?user=a@b",
+        "u@/db?host=/run/x@y",
+        "h?sslrootcert=/etc/a@b.pem",
+        "u:p@h1:1,h2:2/db@x",
+        "u:p@[::1]:5432/db",
+    ],
+)
+def test_a_url_that_can_be_read_in_one_way_only_is_taken(rest: str) -> None:
+    assert libpq_url(f"postgresql://{rest}") == f"postgresql://{rest}"
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("postgresql://h/db", "postgresql://h/db"),

@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         except ImportError as error:
             # psycopg itself is there; what it lacks without its "binary" part has no name.
             missing = error.name or "psycopg[binary]"
-            raise MissingExtra("worker", "The command line", missing) from None
+            given = sys.argv[1:] if arguments is None else arguments
+            # Who wants the demo is told once, and not again when its server is missing too.
+            extra = "demo" if "demo" in given else "worker"
+            raise MissingExtra(extra, "The command line", missing) from None
         app(arguments, prog_name=program)
     except AuditError as error:
         sys.stderr.write(f"pgaudit-ctx: {error}\n")

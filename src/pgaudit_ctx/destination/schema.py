@@ -76,19 +76,11 @@ def applied_migrations(connection: Connection) -> set[int]:
     return {n for (n,) in connection.execute("SELECT number FROM pgaudit_ctx.migrations")}
 
 
-def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
-    """Bring the schema to this version; safe to run twice and by several at once.
-
-    Args:
-        connection: To the destination, in autocommit mode.
-        unit: How long a time one partition covers, if the schema is new.
-
-    Returns:
-        The names of the migrations that were applied.
+def check_server(connection: Connection) -> None:
+    """Refuse a database that cannot hold the trail, or cannot be given its schema; changes nothing.
 
     Raises:
-        DestinationNotReady: If the server is too old or the schema is newer than this package.
-        DatabaseError: If the server refuses.
+        DestinationNotReady: With the remedy.
     """
     version = connection.info.server_version
     if version < OLDEST_VERSION:
@@ -102,6 +94,45 @@ def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
             f"the destination's encoding is {encoding}, which cannot hold every value of the "
             "source. Remedy: create it with ENCODING 'UTF8' TEMPLATE template0"
         )
+    row = connection.execute(
+        "SELECT pg_is_in_recovery(), has_database_privilege(current_database(), 'CREATE'),"
+        " current_database()::text, current_user::text"
+    ).fetchone()
+    assert row is not None  # noqa: S101 - it selects from nothing
+    in_recovery, may_create, database, user = row
+    if in_recovery:
+        raise DestinationNotReady(
+            "the destination is a standby, which nobody can write to. Remedy: use the primary's "
+            "address"
+        )
+    done = applied_migrations(connection)
+    _refuse_newer(done)
+    if not done and not may_create:
+        grant = sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(
+            sql.Identifier(database), sql.Identifier(user)
+        )
+        raise DestinationNotReady(
+            f"the role {user} may not create the trail's schema in the destination. Remedy, as its "
+            f"owner: {grant.as_string(None)}"
+        )
+
+
+def migrate(connection: Connection, unit: PartitionUnit) -> Sequence[str]:
+    """Bring the schema to this version; safe to run twice and by several at once.
+
+    Args:
+        connection: To the destination, in autocommit mode.
+        unit: How long a time one partition covers, if the schema is new.
+
+    Returns:
+        The names of the migrations that were applied.
+
+    Raises:
+        DestinationNotReady: If the server cannot hold the trail, or the schema is newer than this
+            package.
+        DatabaseError: If the server refuses.
+    """
+    check_server(connection)
     applied = []
     try:
         with connection.transaction():

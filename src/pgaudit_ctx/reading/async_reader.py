@@ -6,7 +6,7 @@ A module of its own, because SQLAlchemy's asyncio extension needs greenlet.
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
@@ -20,7 +20,15 @@ from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.merged_timeline import Timeline
 from pgaudit_ctx.reading.shape import Field, Renamed
-from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import (
+    OF_THE_TRAIL,
+    READ_ONLY,
+    Pause,
+    Steps,
+    Verbs,
+    connecting,
+    explained,
+)
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import Version
@@ -339,13 +347,20 @@ class AsyncAuditReader(
         if isinstance(destination, AsyncConnection):
             yield destination
         elif isinstance(destination, AsyncSession):
-            yield await destination.connection(OF_THE_TRAIL)
+            yield await self._of(destination)
         elif isinstance(destination, AsyncEngine):
-            async with destination.connect() as connection:
+            async with AsyncExitStack() as stack:
+                with connecting(destination.url):
+                    connection = await stack.enter_async_context(destination.connect())
                 yield await self._limited(await connection.execution_options(**READ_ONLY))
         else:
             async with destination() as session:
-                yield await self._limited(await session.connection(OF_THE_TRAIL, READ_ONLY))
+                yield await self._limited(await self._of(session, READ_ONLY))
+
+    @staticmethod
+    async def _of(session: AsyncSession, options: dict[str, Any] | None = None) -> AsyncConnection:
+        with connecting(session.get_bind(**OF_THE_TRAIL).engine.url):
+            return await session.connection(OF_THE_TRAIL, options)
 
     async def _limited(self, connection: AsyncConnection) -> AsyncConnection:
         limit = self._limit()

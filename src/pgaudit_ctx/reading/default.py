@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, Select, create_engine
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
 from pgaudit_ctx.errors import MissingExtra, NotConfigured, UsageError
@@ -53,19 +54,11 @@ def configure(
             to the server's own setting.
 
     Raises:
-        UsageError: If the destination is none of these.
+        UsageError: If the destination is none of these, or its URL cannot be read.
+        MissingExtra: If the driver that the URL needs is not installed.
     """
     global _configured  # noqa: PLW0603 - the one setting of the process, as logging has its own
-    try:
-        engine = (
-            create_engine(sqlalchemy_url(destination))
-            if isinstance(destination, str)
-            else destination
-        )
-    except ImportError as error:
-        raise MissingExtra(
-            "worker", "Reading from a URL", error.name or "psycopg[binary]"
-        ) from None
+    engine = _engine_of(destination) if isinstance(destination, str) else destination
     _configured = AuditReader(
         engine,
         source=source,
@@ -75,6 +68,20 @@ def configure(
         context_model=context_model,
         statement_timeout=statement_timeout,
     )
+
+
+def _engine_of(url: str) -> Engine:
+    try:
+        return create_engine(sqlalchemy_url(url))
+    except ImportError as error:
+        raise MissingExtra(
+            "worker", "Reading from a URL", error.name or "psycopg[binary]"
+        ) from None
+    except (ArgumentError, ValueError):
+        raise UsageError(
+            "the destination's URL cannot be read: it must look like "
+            "postgresql://user:password@host:5432/database, with a number for its port"
+        ) from None
 
 
 def _reader() -> AuditReader:
@@ -131,6 +138,7 @@ def history(
 
     Raises:
         NotCaptured: If the table was never captured.
+        ConnectionFailed: If the destination cannot be reached.
         KeyMismatch: If the key does not fit the model.
         SourceAmbiguous: If several sources hold the table and none was named.
         NaiveDatetime: If a time has no zone.
@@ -172,6 +180,7 @@ def as_of(
     Raises:
         HistoryUnknown: If the trail cannot know: no trace, before the trail began, after a gap.
         NotCaptured: If the table was never captured.
+        ConnectionFailed: If the destination cannot be reached.
         KeyMismatch: If the key does not fit the model.
         NaiveDatetime: If ``when`` has no time zone.
     """
@@ -283,6 +292,7 @@ def blame(
 
     Raises:
         NotCaptured: If the table was never captured.
+        ConnectionFailed: If the destination cannot be reached.
         KeyMismatch: If the key does not fit the model.
     """
     return _reader().blame(model, key, schema=schema, renamed=renamed)
@@ -335,6 +345,7 @@ def deleted(
 
     Raises:
         NotCaptured: If the table was never captured.
+        ConnectionFailed: If the destination cannot be reached.
         NaiveDatetime: If a time has no zone.
     """
     return _reader().deleted(model, since=since, until=until, limit=limit, schema=schema)

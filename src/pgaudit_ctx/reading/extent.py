@@ -65,6 +65,7 @@ class Extent:
         undone: For an epoch that was left behind by a failover, the position from which its changes
             never happened on the server that went on.
         baselines: Snapshots of the whole first table, in order.
+        untouched: Whether no worker has stored anything yet, not even a position.
         renamed: Relations that had another name before, and the table they are now.
     """
 
@@ -76,6 +77,7 @@ class Extent:
     undone: Mapping[int, str]
     renamed: Mapping[Relation, Table]
     baselines: Sequence[Baseline] = ()
+    untouched: bool = False
 
 
 def extent_of(
@@ -128,6 +130,7 @@ def extent_of(
             and _table(row) == tables[0]
             and not is_undone(undone, row.epoch, row.from_lsn)
         ],
+        _is_untouched(own, epochs),
     )
 
 
@@ -146,10 +149,7 @@ def _source(covered: Sequence[Any], table: Table, source: str | None, label: str
             "source= to the reader, or to configure()"
         )
     if not sources:
-        raise NotCaptured(
-            f"{label} was never captured. Remedy: run pgaudit-ctx setup, which adds new "
-            "tables, or check the schema (schema=) and the destination"
-        )
+        raise never_captured(label)
     return str(sources[0])
 
 
@@ -281,6 +281,33 @@ def _complete(own: Sequence[Any]) -> CompleteUpTo:
             "the source of this table has no checkpoint yet. Remedy: start pgaudit-ctx worker"
         )
     return min(bounds, key=lambda bound: (bound.epoch, parse_lsn(bound.lsn)))
+
+
+def _is_untouched(own: Sequence[Any], epochs: Mapping[int, Any]) -> bool:
+    (reached,) = [row for row in own if row.fact == "checkpoint"] or [None]
+    first = epochs.get(min(epochs, default=0))
+    return (
+        reached is not None
+        and first is not None
+        and (reached.epoch, reached.from_lsn) == (first.epoch, first.from_lsn)
+    )
+
+
+def never_captured(label: str) -> NotCaptured:
+    """Give the error for a table that the trail has never heard of."""
+    return NotCaptured(
+        f"{label} was never captured. Remedy: run pgaudit-ctx setup, which adds new "
+        "tables, or check the schema (schema=) and the destination"
+    )
+
+
+def nothing_yet(sources: Iterable[str]) -> NotCaptured:
+    """Give the error for a question to a trail whose worker has never run."""
+    of = f" of {', '.join(sources)}" if sources else ""
+    return NotCaptured(
+        f"nothing was captured{of} yet, because the worker has not run. Remedy: start pgaudit-ctx "
+        "worker, and keep it running; pgaudit-ctx status shows how far it is"
+    )
 
 
 def _gap(row: Any) -> Gap:

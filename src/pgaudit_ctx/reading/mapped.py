@@ -62,6 +62,7 @@ class ModelShape(Generic[M]):
         self.model: type[M] | None = mapper.class_
         self.mapper = mapper
         self.schema = schema
+        self.typed = True
         self._renamed = renamed or {}
         self._mappers = list(_of_one_identity(mapper))
         self._sql_tables = self._find_tables()

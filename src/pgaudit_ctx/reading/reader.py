@@ -3,7 +3,7 @@
 import datetime as dt
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
@@ -17,7 +17,15 @@ from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.merged_timeline import Timeline
 from pgaudit_ctx.reading.related_steps import related_steps
 from pgaudit_ctx.reading.shape import Field, Renamed
-from pgaudit_ctx.reading.steps import OF_THE_TRAIL, READ_ONLY, Pause, Steps, Verbs, explained
+from pgaudit_ctx.reading.steps import (
+    OF_THE_TRAIL,
+    READ_ONLY,
+    Pause,
+    Steps,
+    Verbs,
+    connecting,
+    explained,
+)
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import LoadsRelatives, Relatives, Trail, Version
@@ -349,13 +357,20 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             yield destination
         elif isinstance(destination, Session):
             # Not the session itself, which would flush what the caller is still working on.
-            yield destination.connection(OF_THE_TRAIL)
+            yield self._of(destination)
         elif isinstance(destination, Engine):
-            with destination.connect() as connection:
+            with ExitStack() as stack:
+                with connecting(destination.url):
+                    connection = stack.enter_context(destination.connect())
                 yield self._limited(connection.execution_options(**READ_ONLY))
         else:
             with destination() as session:
-                yield self._limited(session.connection(OF_THE_TRAIL, READ_ONLY))
+                yield self._limited(self._of(session, READ_ONLY))
+
+    @staticmethod
+    def _of(session: Session, options: dict[str, Any] | None = None) -> Connection:
+        with connecting(session.get_bind(**OF_THE_TRAIL).engine.url):
+            return session.connection(OF_THE_TRAIL, options)
 
     def _limited(self, connection: Connection) -> Connection:
         limit = self._limit()

@@ -38,6 +38,10 @@ class Shape(Protocol[M_co]):
         """The tables that make up a record, the one that each record has a row of first."""
 
     @property
+    def typed(self) -> bool:
+        """Whether columns and their types are known without the trail."""
+
+    @property
     def key_columns(self) -> Sequence[str] | None:
         """The primary key's columns, as far as they are known without the trail."""
 
@@ -103,6 +107,7 @@ class TableShape:
         self.label = f"{schema}.{name}"
         self.key_columns: Sequence[str] | None = None
         self.model: type[dict[str, Any]] | None = None
+        self.typed = bool(types)
         self._types = types
         self._renamed = renamed or {}
         self._converters: dict[str, Convert] = {

@@ -10,20 +10,29 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Executable, Select, func, inspect, select
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy import URL, Executable, Select, func, inspect, select
+from sqlalchemy.exc import DBAPIError
 
 from pgaudit_ctx.errors import (
+    ConnectionFailed,
     DestinationNotReady,
     NotCaptured,
     NotCaughtUp,
     SourceAmbiguous,
+    SourceUnknown,
     UsageError,
 )
 from pgaudit_ctx.reading import query
+from pgaudit_ctx.reading.captured import select_covered, select_sources
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.compare import blame_of
-from pgaudit_ctx.reading.extent import CompleteUpTo, Extent, extent_of
+from pgaudit_ctx.reading.extent import (
+    CompleteUpTo,
+    Extent,
+    extent_of,
+    never_captured,
+    nothing_yet,
+)
 from pgaudit_ctx.reading.history import (
     History,
     HistoryFilters,
@@ -34,6 +43,7 @@ from pgaudit_ctx.reading.history import (
 )
 from pgaudit_ctx.reading.mapped import mapped_shape, shape_of
 from pgaudit_ctx.reading.merged_timeline import Timeline, merge
+from pgaudit_ctx.reading.plausible import refuse_strange_fields, refuse_strange_key
 from pgaudit_ctx.reading.related_steps import related_steps
 from pgaudit_ctx.reading.shape import ANY_SCHEMA, Field, Renamed, Shape, field_name
 from pgaudit_ctx.reading.table_as_of import check_whole_table, select_table
@@ -47,6 +57,7 @@ from pgaudit_ctx.reading.version import (
     Version,
     trail_of,
 )
+from pgaudit_ctx.unreachable import why_unreachable
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 R = TypeVar("R")
@@ -73,11 +84,38 @@ Steps: TypeAlias = Generator[Executable | Pause, Any, R]
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Say what it means that the trail's tables are not there, or may not be read."""
+def connecting(url: URL) -> Iterator[None]:
+    """Say why no connection can be made, whichever driver it is that cannot make it."""
     try:
         yield
-    except ProgrammingError as error:
+    # asyncpg's own errors, and the system's, come as they are; so does a port past 65535.
+    except (DBAPIError, OSError, OverflowError, ValueError) as error:
+        said = error.orig if isinstance(error, DBAPIError) else error
+        raise _unreachable(str(said), url) from None
+    except Exception as error:
+        if getattr(error, "sqlstate", None) is None:
+            raise
+        raise _unreachable(str(error), url) from None
+
+
+def _unreachable(said: str, url: URL) -> ConnectionFailed:
+    host = url.host or ", ".join(url.normalized_query.get("host", ()))
+    return ConnectionFailed(
+        why_unreachable(said, "destination", host=host, database=url.database, user=url.username)
+    )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what it means that a connection was lost, or the trail's tables may not be read."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise ConnectionFailed(
+                "the connection to the destination was lost while the trail was read. Remedy: see "
+                "that its server runs, and ask again"
+            ) from None
         state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
         if state in _NO_SUCH_TABLE:
             raise DestinationNotReady(
@@ -130,6 +168,12 @@ class Verbs(Generic[D]):
         extent = yield from self._extent(shape)
         keys = shape.keys(shape.key(key, extent.key_columns[shape.tables[0]]), extent.key_columns)
         rows = yield query.select_record(extent, shape.tables, keys, include_undone=include_undone)
+        if not rows:
+            if extent.untouched:
+                raise nothing_yet([extent.source])
+            image = yield from self._newest_image(shape, extent.source)
+            first = shape.tables[0]
+            refuse_strange_key(shape.label, extent.key_columns[first], keys[first], image)
         trail = Trail(shape, keys, extent, self.context_keys, load=self._loads_relatives())
         return build_trail(trail, rows)
 
@@ -137,13 +181,26 @@ class Verbs(Generic[D]):
         """Give what versions ask for related records, where that need not be awaited."""
         return None
 
+    def _newest_image(self, shape: Shape[Any], source: str | None) -> Steps[Mapping[str, Any]]:
+        """Show a table's columns where nothing but its name is known; else nothing."""
+        if shape.typed:
+            return {}
+        newest = changes_of(shape, None, self.context_keys, {"source": source}).limit(1)
+        rows = yield newest
+        return (rows[0].after or rows[0].before or {}) if rows else {}
+
     def _shape(self, model: Any, schema: str | None, renamed: Renamed | None = None) -> Shape[Any]:
         return shape_of(model, schema or self.schema, renamed)
 
     def history_steps(self, model: Any, key: Any, filters: HistoryFilters) -> Steps[History[Any]]:
         """Give the steps of ``history``."""
         trail = yield from self._whole(model, key, filters)
-        return choose(trail, filters)
+        chosen = choose(trail, filters)
+        if trail.versions and not chosen and (fields := filters.get("fields")):
+            image = yield from self._newest_image(trail.shape, trail.extent.source)
+            images = [v.row.after or v.row.before or {} for v in trail.versions]
+            refuse_strange_fields(trail.shape, map(field_name, fields), [image, *images])
+        return chosen
 
     def timeline_steps(
         self, model: Any, key: Any, include: Sequence[Field], filters: HistoryFilters
@@ -198,6 +255,8 @@ class Verbs(Generic[D]):
         query.aware(when, "when")
         shape = mapped_shape(model, schema or self.schema, renamed)
         extent = yield from self._extent(shape)
+        if extent.untouched and not extent.baselines:
+            raise nothing_yet([extent.source])
         check_whole_table(shape, extent, when, despite_gaps=despite_gaps)
         return select_table(shape, when, extent=extent)
 
@@ -222,6 +281,8 @@ class Verbs(Generic[D]):
         emptied = yield query.select_last_truncate(extent, first)
         last = tuple(emptied[0]) if emptied else None
         gone = yield query.select_gone(extent, first, last, since=since, until=until, limit=limit)
+        if not gone and extent.untouched:
+            raise nothing_yet([extent.source])
         found = [
             Trail(
                 shape,
@@ -302,4 +363,34 @@ class Verbs(Generic[D]):
         given.setdefault("source", self.source)
         statement = changes_of(shape, wanted, self.context_keys, given).limit(limit)
         rows = yield statement
+        if not rows and limit != 0:
+            yield from self._why_nothing(shape, wanted, given)
         return [Change(**row._asdict()) for row in rows]
+
+    def _why_nothing(
+        self, shape: Shape[Any] | None, key: tuple[str, ...] | None, filters: ChangeFilters
+    ) -> Steps[None]:
+        """Refuse a question for changes that could not have found any."""
+        source = filters.get("source")
+        sources = yield select_sources()
+        own = [row for row in sources if source in {None, row.source}]
+        if sources and not own:
+            raise SourceUnknown(
+                f"the trail holds nothing of the source {source!r}. Remedy: it holds "
+                f"{', '.join(row.source for row in sources)}; pass source= with one of these"
+            )
+        if not any(row.captured for row in own):
+            raise nothing_yet([row.source for row in own])
+        if shape is None:
+            return
+        covered = yield select_covered(shape.tables)
+        if not covered:
+            raise never_captured(shape.label)
+        image = yield from self._newest_image(shape, source)
+        key_columns = covered[0].key_columns
+        if key is not None and len(key) == len(key_columns):
+            refuse_strange_key(shape.label, key_columns, key, image)
+        field = filters.get("field")
+        if field is not None:
+            fields = field if isinstance(field, Mapping) else [field]
+            refuse_strange_fields(shape, map(field_name, fields), [image])
