@@ -121,6 +121,10 @@ class ChangeUnreadable(SourceNotReady):
         self.commit_lsn = commit_lsn
 
 
+class PublicationReplaced(SourceNotReady):
+    """The publication did not exist at the place of the log that has to be read."""
+
+
 class SlotMissing(SourceNotReady):
     """The replication slot does not exist."""
 

@@ -2,8 +2,12 @@
 
 import logging
 import time
+from contextlib import closing
 from typing import Final, NamedTuple
 
+import psycopg
+
+from pgaudit_ctx.connection import connect, refusal
 from pgaudit_ctx.continuity import SourceFacts, judge
 from pgaudit_ctx.coverage import look
 from pgaudit_ctx.destination import handovers, ledger
@@ -297,6 +301,37 @@ def _go_on(
     )
     log.warning("%s; it was accepted, and is written down", loss.found)
     return after
+
+
+def renew_slot(options: WorkerOptions) -> None:
+    """Go on after a publication that was dropped or made anew: the log before it cannot be read.
+
+    PostgreSQL looks a publication up as the catalog was where a change was written, so none of what
+    lies before it was made can be sent. A new slot begins after it; the gap is written down.
+
+    Args:
+        options: The worker's.
+    """
+    with (
+        closing(connect(options.source, "source")) as source,
+        closing(connect(options.destination, "destination")) as destination,
+    ):
+        try:
+            name, checkpoint = require_capture(source, destination, options)
+            refuse_busy(source, options.slot)
+            after = checkpoint._replace(end_lsn=catalog.remake_slot(source, options.slot))
+            ledger.accept_loss(
+                destination,
+                name,
+                checkpoint,
+                after,
+                "the publication was dropped or made anew",
+                catalog.read_position(source).time,
+                fork_lsn=None,
+                gap_from=checkpoint.end_lsn,
+            )
+        except psycopg.Error as error:
+            raise refusal(error, "make the slot anew") from None
 
 
 def _refuse_other_name(

@@ -16,10 +16,11 @@ from pgaudit_ctx.errors import (
     DatabaseError,
     DestinationNotReady,
     ProtocolError,
+    PublicationReplaced,
     SlotBusy,
     SourceNotReady,
 )
-from pgaudit_ctx.preflight import WorkerOptions
+from pgaudit_ctx.preflight import WorkerOptions, renew_slot
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.stop import StopRequest
 from pgaudit_ctx.worker import Progress, Worker
@@ -156,6 +157,8 @@ class Supervisor:
             self._careful_until = worker.reached + 1
         except ChangeUnreadable as error:
             self._skip = self._accepted(error)
+        except PublicationReplaced as error:
+            self._renew_slot(worker, options, error)
         except DatabaseError as error:
             self._has_run = self._has_run or worker.streaming
             if not (worker.has_stored and self._may_pass(error)):
@@ -177,6 +180,16 @@ class Supervisor:
             raise error
         log.warning("%s", error)
         return error.commit_lsn
+
+    def _renew_slot(
+        self, worker: Worker, options: WorkerOptions, error: PublicationReplaced
+    ) -> None:
+        """Make the slot anew, if the publication was replaced before somebody accepted a gap."""
+        if not (options.accept_gap and worker.publication_stands()):
+            raise error
+        worker.close()
+        renew_slot(options)
+        log.warning("%s; it was accepted, and the gap is written down", error)
 
     def _await_slot(self) -> None:
         """Wait until nobody reads the slot."""

@@ -96,6 +96,7 @@ class Worker:
                     ReplicationStream(options.source, options.slot, options.publication, self._stop)
                 )
                 self._probe = catalog.read_position(self._source)
+                self._publication = catalog.read_publication(self._source, options.publication)
             except psycopg.Error as error:
                 raise refusal(error, "prepare the capture") from None
             # All is well: close() ends them from here on.
@@ -176,6 +177,11 @@ class Worker:
     def progress(self) -> Progress:
         """What has been stored since the start."""
         return self._progress._replace(end_lsn=self._stored_lsn)
+
+    def publication_stands(self) -> bool:
+        """Whether the publication is the one that it was at the start."""
+        now = catalog.read_publication(self._source, self._options.publication)
+        return (now and now.oid) == (self._publication and self._publication.oid)
 
     @property
     def has_stored(self) -> bool:

@@ -33,20 +33,12 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from pgaudit_ctx.cli.app import app
 from pgaudit_ctx.reading import default
 from support.database import Capture
+from support.pages import sessions, steady
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _PLACEHOLDER = re.compile(r"postgresql(\+\w+)?://[\w.:@-]*/(clinic|audit)\b(?!\?)")
-_CHANGES_WITH_EACH_RUN = (
-    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d:?\d\d)?"), "<moment>"),
-    (re.compile(r"\b\d\d:\d\d:\d\d\.\d+\b"), "<time>"),
-    (re.compile(r"^\w+day \d\d \w+ \d{4}, UTC$", re.MULTILINE), "<day>"),
-    (re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{5,8}\b"), "<lsn>"),
-    (re.compile(r"\bin \d+\.\d\ds\b"), "in <seconds>"),
-    (re.compile(r"\btransaction \d+\b"), "transaction <xid>"),
-    (re.compile(r"[ \t]+$", re.MULTILINE), ""),
-)
 _FILE = re.compile(r"# (\w+\.py)\n")
 
 
@@ -139,20 +131,6 @@ class Stage:
                 )
                 assert steady(done.stdout) == steady(output), f"{example.path}: {command}"
                 assert done.returncode == 0
-
-
-def steady(text: str) -> str:
-    """The text without what differs from run to run."""
-    for pattern, stand_in in _CHANGES_WITH_EACH_RUN:
-        text = pattern.sub(stand_in, text)
-    return text.strip()
-
-
-def sessions(text: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with its output."""
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        command, _, output = part.replace("\\\n", " ").partition("\n")
-        yield command, output
 
 
 def check_commands(example: Example) -> None:

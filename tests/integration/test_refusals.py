@@ -10,6 +10,7 @@ from pgaudit_ctx.errors import (
 )
 from pgaudit_ctx.wal.lsn import format_lsn
 from pgaudit_ctx.worker import Worker
+from support.continuity import accept, gaps, ids
 from support.database import Capture, Database, create_database
 from support.positions import acknowledged, checkpoint, insert, run_and_refuse
 from support.server import Server, server_of_its_own
@@ -47,7 +48,7 @@ def test_a_slot_that_is_gone_is_missed_naming_where_the_trail_ends(capture: Capt
     assert format_lsn(checkpoint(capture)) in message
 
 
-def test_a_slot_that_the_server_invalidated_is_refused(
+def test_a_slot_that_the_server_invalidated_is_refused_or_its_gap_is_written_down(
     server: Server, destination: Database
 ) -> None:
     settings = {
@@ -64,8 +65,13 @@ def test_a_slot_that_the_server_invalidated_is_refused(
             source.execute(f"INSERT INTO t VALUES ({number})")
             source.execute("SELECT pg_switch_wal()")
         source.execute("CHECKPOINT")
-        message = run_and_refuse(lost, SlotMissing)
-    assert "max_slot_wal_keep_size" in message
+        assert "max_slot_wal_keep_size" in run_and_refuse(lost, SlotMissing)
+        assert gaps(lost) == []
+        accept(lost)
+        source.execute("INSERT INTO t VALUES (6)")
+        lost.run()
+    assert ids(lost) == ["6"]
+    assert gaps(lost) == [(1, 1, "the slot lost its log")]
 
 
 def test_a_slot_of_another_database_is_refused(capture: Capture, empty_database: Database) -> None:

@@ -128,7 +128,8 @@ def version_at(
         absent = found is None or _lost_between(extent, position, taken)
         position = taken
     for gap in extent.gaps:
-        if gap.from_time <= when and (gap.epoch, parse_lsn(gap.from_lsn)) >= position:
+        # Some changes may have been captured in a hole, which is taken for longer than it was.
+        if gap.from_time <= when and _ends_after(gap, position):
             until = "" if gap.to_time is None else f" until {gap.to_time:%Y-%m-%d %H:%M:%S%z}"
             raise HistoryUnknown(
                 f"from {gap.from_time:%Y-%m-%d %H:%M:%S%z}{until} changes are missing "
@@ -157,7 +158,16 @@ def version_at(
 
 
 def _lost_between(extent: Extent, start: tuple[int, int], end: tuple[int, int]) -> bool:
-    return any(start <= (gap.epoch, parse_lsn(gap.from_lsn)) < end for gap in extent.gaps)
+    return any(
+        (gap.epoch, parse_lsn(gap.from_lsn)) < end and _ends_after(gap, start)
+        for gap in extent.gaps
+    )
+
+
+def _ends_after(gap: Gap, position: tuple[int, int]) -> bool:
+    if gap.to_epoch is None or gap.to_lsn is None:
+        return True
+    return (gap.to_epoch, parse_lsn(gap.to_lsn)) > position
 
 
 def _record(trail: Trail[Any]) -> str:

@@ -17,6 +17,7 @@ from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import (
     ChangeUnreadable,
     ConnectionFailed,
+    PublicationReplaced,
     SlotBusy,
     SlotMissing,
     SourceNotReady,
@@ -179,7 +180,7 @@ class ReplicationStream:
                     reads += 1
                     pgconn.consume_input()
             if self._skipped is not None:
-                raise SourceNotReady(self._skipped)
+                raise PublicationReplaced(self._skipped)
         except psycopg.OperationalError as error:
             raise ConnectionFailed(
                 f"the connection to the source was lost: {' '.join(str(error).split())}"
@@ -194,7 +195,7 @@ class ReplicationStream:
         said = _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
         state = _field(result, pq.DiagnosticField.SQLSTATE)
         if state == _UNDEFINED_OBJECT:
-            return SourceNotReady(self._without_publication(said))
+            return PublicationReplaced(self._without_publication(said))
         if state[:2] not in _PASSING:
             return ChangeUnreadable(
                 f"the source cannot send what comes now: {said} (SQLSTATE {state})"
@@ -210,8 +211,10 @@ class ReplicationStream:
         return (
             f"the publication {self._publication!r} did not exist at this place of the log, so "
             f"what was written there cannot be read ({said}). It was dropped or made anew after "
-            "the slot. Nothing after the checkpoint has been acknowledged. Remedy: start a trail "
-            "of its own with another --name and --slot; the old one stays readable"
+            "the slot. Nothing after the checkpoint has been acknowledged. Remedy: start the "
+            "worker once with --accept-gap, which makes the slot anew, writes down the gap up to "
+            "there and goes on; or start a trail of its own with another --name and --slot, and "
+            "the old one stays readable"
         )
 
     def wait(self, timeout: float, beside: tuple[int, int] = (-1, 0)) -> bool:
