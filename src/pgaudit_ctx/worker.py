@@ -101,6 +101,7 @@ class Worker:
                 raise refusal(error, "prepare the capture") from None
             # All is well: close() ends them from here on.
             self._opened = opened.pop_all()
+        self._options = options
         encoding = self._source.info.parameter_status("server_encoding") or ""
         self._stitcher = Stitcher(self._describe, codec_for(encoding), options.filters)
         self._careful_until = careful_until
