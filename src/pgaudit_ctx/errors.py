@@ -18,6 +18,7 @@ or passwords::
      │    ├── ChangeRefused       the destination refuses to store a change, whenever it is tried
      │    ├── SourceNotReady      the source lacks a setting, a right, a slot or a publication
      │    │    ├── ChangeUnreadable
+     │    │    ├── PublicationReplaced
      │    │    ├── SlotMissing
      │    │    └── SlotBusy
      │    └── DestinationNotReady the destination lacks its schema or a right

@@ -362,6 +362,7 @@ def test_complete_up_to_says_how_far_the_trail_goes(capture: Capture, reader: Au
 
 
 def test_naive_moments_are_refused_everywhere(capture: Capture, reader: AuditReader) -> None:
+    capture.run()
     naive = dt.datetime(2024, 2, 29)  # noqa: DTZ001 - that is the point
     for ask in (
         lambda: reader.as_of(Patient, 1, naive),

@@ -226,6 +226,8 @@ class Verbs(Generic[D]):
     def _whole(self, model: Any, key: Any, filters: HistoryFilters) -> Steps[Trail[Any]]:
         check_filters(filters)
         shape = self._shape(model, filters.get("schema"), filters.get("renamed"))
+        if (fields := filters.get("fields")) is not None:
+            shape.known(fields)  # a mistake in the call is told before what the trail lacks
         undone = filters.get("include_undone", False)
         return (yield from self._trail(shape, key, include_undone=undone))
 
