@@ -8,6 +8,7 @@ import pytest
 from pgaudit_ctx import AuditReader, HistoryUnknown, upkeep
 from support.clinic import Patient
 from support.database import Capture
+from support.doctor import command
 from support.positions import insert
 from support.supervised import supervised
 from support.waiting import eventually
@@ -109,3 +110,32 @@ def test_a_running_worker_sees_a_hole_begin_and_end_and_goes_on(
             lambda: capture.destination.execute("SELECT 1 FROM pgaudit_ctx.changes") != [],
             "the worker goes on",
         )
+
+
+def test_log_says_what_its_list_cannot_hold(capture: Capture) -> None:
+    insert(capture.source, 1)
+    capture.run()
+    whole = command(capture, "log", "--table", "patient")
+    assert "gap" not in whole.stderr
+    assert f"{capture.source.name} is complete up to" in whole.stderr
+    capture.source.execute(DROP)
+    capture.source.execute("UPDATE patient SET name = 'unseen'")
+    capture.source.execute("ALTER PUBLICATION pgaudit_ctx ADD TABLE patient")
+    capture.run()
+    assert "not captured" in command(capture, "log", "--table", "patient").stderr
+    assert "not captured" in command(capture, "log", "--table", "public.patient", "--json").stderr
+    assert "not captured" not in command(capture, "log", "--table", "dose").stderr
+    early = command(capture, "log", "--table", "patient", "--until", "2001-01-01T00:00:00Z")
+    assert "not captured" not in early.stderr
+    recreate(capture)
+    capture.options = capture.options._replace(accept_gap=True)
+    capture.run()
+    assert "the slot was recreated" in command(capture, "log", "--table", "dose").stderr
+    assert "the slot was recreated" in command(capture, "log").stderr
+
+
+def recreate(capture: Capture) -> None:
+    """Make the slot anew, behind everybody's back."""
+    slot = capture.options.slot
+    capture.source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    capture.source.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])

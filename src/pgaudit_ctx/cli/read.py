@@ -12,6 +12,9 @@ from pgaudit_ctx.cli.options import err, needed, out, parse_moment
 from pgaudit_ctx.cli.render import json_line, print_changes, print_versions
 from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.reading.caveats import caveats_of, select_covered
+from pgaudit_ctx.reading.extent import Gap
+from pgaudit_ctx.reading.query import select_extent
 from pgaudit_ctx.reading.reader import AuditReader
 from pgaudit_ctx.reading.shape import ANY_SCHEMA
 
@@ -73,8 +76,9 @@ def log(
     """Show the newest changes, newest first: who, when, why, and old → new."""
     if table is None and (key or field):
         raise UsageError("--key and --field belong to a table. Remedy: pass --table")
+    engine = reading_engine(needed(destination, "destination"))
     reader = AuditReader(
-        reading_engine(needed(destination, "destination")),
+        engine,
         source=name,
         user_key=user_key,
         reason_key=reason_key,
@@ -101,6 +105,44 @@ def log(
         print_changes(out, rows, user_key, reason_key)
         if not rows:
             err.print("no changes match")
+    _tell_caveats(engine, name, table, since, until)
+
+
+def _tell_caveats(
+    engine: Engine, name: str | None, table: str | None, since: str | None, until: str | None
+) -> None:
+    """Say on standard error what the list cannot hold, and up to where it is complete."""
+    with engine.connect() as connection:
+        covered = [
+            (source, schema, captured)
+            for source, schema, captured in connection.execute(select_covered(name, table))
+        ]
+        if not covered:
+            return
+        tables = [(schema, captured) for _, schema, captured in covered]
+        facts = connection.execute(select_extent(tables)).all()
+    for caveats in caveats_of(
+        facts,
+        covered,
+        holes=table is not None,
+        since=None if since is None else parse_moment(since),
+        until=None if until is None else parse_moment(until),
+    ):
+        for gap in caveats.gaps:
+            _tell_gap(gap)
+        if caveats.rejected:
+            err.print(
+                "[red]rejected[/red] changes wait to be stored: see pgaudit-ctx rejected list"
+            )
+        complete = caveats.complete_up_to
+        err.print(
+            f"[dim]{caveats.source} is complete up to {complete.time:%Y-%m-%d %H:%M:%S%z} "
+            f"({complete.lsn})[/dim]"
+        )
+
+
+def _tell_gap(gap: Gap) -> None:
+    err.print(f"[red]gap[/red] {gap.from_time} to {gap.to_time or 'now'}: {gap.cause}")
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -153,10 +195,11 @@ def history(
     else:
         print_versions(out, versions, user_key, reason_key)
     for gap in versions.gaps:
-        err.print(f"[red]gap[/red] {gap.from_time} to {gap.to_time or 'now'}: {gap.cause}")
-    if not json:
-        complete = versions.complete_up_to
-        out.print(f"[dim]complete up to {complete.time:%Y-%m-%d %H:%M:%S%z} ({complete.lsn})[/dim]")
+        _tell_gap(gap)
+    complete = versions.complete_up_to
+    (err if json else out).print(
+        f"[dim]complete up to {complete.time:%Y-%m-%d %H:%M:%S%z} ({complete.lsn})[/dim]"
+    )
     if not versions:
         err.print(f"no version of this record in {table} matches")
         raise typer.Exit(1)

@@ -119,7 +119,7 @@ def extent_of(
         chosen,
         keys,
         began_at,
-        _complete(own),
+        complete_of(own),
         sorted((gap for gap in found if not _is_undone(gap, undone)), key=_gap_position),
         undone,
         renamed,
@@ -270,7 +270,8 @@ def _is_undone(gap: Gap, undone: Mapping[int, str]) -> bool:
     return gap.to_epoch == gap.epoch and is_undone(undone, gap.epoch, gap.from_lsn)
 
 
-def _complete(own: Sequence[Any]) -> CompleteUpTo:
+def complete_of(own: Sequence[Any]) -> CompleteUpTo:
+    """Say up to where a source is complete: its checkpoint, or its first rejected change."""
     bounds = [
         CompleteUpTo(row.from_lsn, row.from_time, row.epoch)
         for row in own
@@ -308,6 +309,13 @@ def nothing_yet(sources: Iterable[str]) -> NotCaptured:
         f"nothing was captured{of} yet, because the worker has not run. Remedy: start pgaudit-ctx "
         "worker, and keep it running; pgaudit-ctx status shows how far it is"
     )
+
+
+def gaps_of(own: Sequence[Any]) -> list[Gap]:
+    """Give what a source has lost, but for what a failover has undone."""
+    undone = undone_from({row.epoch: row for row in own if row.fact == "epoch"})
+    gaps = [_gap(row) for row in own if row.fact == "gap"]
+    return [gap for gap in gaps if not _is_undone(gap, undone)]
 
 
 def _gap(row: Any) -> Gap:
