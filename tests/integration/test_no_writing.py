@@ -7,10 +7,12 @@ from contextlib import closing, contextmanager
 import pytest
 
 from pgaudit_ctx import supervisor as module
+from pgaudit_ctx.doctor.finding import State
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from pgaudit_ctx.errors import ServerReadOnly
 from pgaudit_ctx.supervisor import Supervisor
 from support.database import Capture, Database, create_database, drop_database
+from support.doctor import ask
 from support.positions import insert, run_and_refuse
 from support.server import Server
 from support.standby import Pair, running_pair
@@ -81,6 +83,12 @@ def test_a_destination_that_becomes_read_only_is_waited_for(
         eventually(lambda: stored(capture.destination) == [1, 2], "everything is stored")
 
 
+def test_the_doctor_calls_a_read_only_destination_a_problem(capture: Capture) -> None:
+    assert ask(capture)["writable"].state is State.OK
+    with read_only(capture.destination):
+        assert ask(capture)["writable"].state is State.PROBLEM
+
+
 def test_a_read_only_destination_ends_a_first_start_unless_its_url_says_otherwise(
     capture: Capture,
 ) -> None:
@@ -135,6 +143,9 @@ def test_a_destination_that_is_a_standby_until_it_is_promoted_is_waited_for_and_
         eventually(lambda: stored(there) == [1, 2], "the next change is stored on the primary")
         address.lead_to(pair.standby.url(there.name))
         eventually(lambda: "the destination is a standby" in caplog.text, "it is told")
+        seen = Capture(capture.source, promoted)
+        seen.options = trail.options._replace(destination=promoted.url)
+        assert ask(seen)["writable"].state is State.PROBLEM
         insert(capture.source, 3)
         promoted.execute("SELECT pg_wal_replay_resume()")
         pair.catch_up()

@@ -46,6 +46,7 @@ def _version(group: Group, server: Server, need: str) -> Finding:
 def check_destination_server(server: Server) -> Iterator[Finding]:
     """Check what the destination's server as a whole must have."""
     yield _version(Group.DESTINATION, server, "a destination that holds the trail")
+    yield _writable(server)
     yield check_transport(Group.DESTINATION, server)
 
 
@@ -59,6 +60,27 @@ def _primary(server: Server) -> Finding:
             "use the primary's address in the source's URL",
         )
     return Finding("primary", Group.SOURCE, State.OK, "the server is a primary")
+
+
+def _writable(server: Server) -> Finding:
+    if server.in_recovery:
+        return Finding(
+            "writable",
+            Group.DESTINATION,
+            State.PROBLEM,
+            "the server is a standby, on which nothing can be stored",
+            "use the primary's address in the destination's URL",
+        )
+    if server.settings.get("default_transaction_read_only") == "on":
+        return Finding(
+            "writable",
+            Group.DESTINATION,
+            State.PROBLEM,
+            "the server is read-only: default_transaction_read_only is on",
+            "see who has set it and why (managed services do when the disk is nearly full), make "
+            "room, and set it off",
+        )
+    return Finding("writable", Group.DESTINATION, State.OK, "the server takes writes")
 
 
 def _encoding(server: Server) -> Finding:

@@ -16,6 +16,7 @@ _SETTINGS: Final = (
     "server_encoding",
     "server_version",
     "synchronized_standby_slots",
+    "default_transaction_read_only",
 )
 _ROLE: Final = """
     SELECT current_user::text, r.rolsuper, r.rolreplication OR r.rolsuper OR EXISTS (
