@@ -9,6 +9,7 @@ from pgaudit_ctx.cli.demo import demo
 from pgaudit_ctx.cli.doctor import doctor
 from pgaudit_ctx.cli.handover import app as handover
 from pgaudit_ctx.cli.options import out
+from pgaudit_ctx.cli.prune import prune
 from pgaudit_ctx.cli.read import history, log
 from pgaudit_ctx.cli.rejected import app as rejected
 from pgaudit_ctx.cli.setup import setup
@@ -43,7 +44,7 @@ def _main(
     """A complete audit trail for applications on SQLAlchemy and PostgreSQL."""
 
 
-for command in (setup, doctor, worker, status, snapshot, log, history, teardown, demo):
+for command in (setup, doctor, worker, status, snapshot, log, history, prune, teardown, demo):
     app.command()(command)
 app.command("try")(trial)
 app.add_typer(rejected)

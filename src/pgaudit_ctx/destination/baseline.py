@@ -42,7 +42,10 @@ def read_baselines(connection: Connection, source: str, epoch: int) -> dict[int,
         for oid, lsn, finished, last_key in connection.execute(
             "SELECT DISTINCT ON (relation_oid) relation_oid, lsn::text, finished_at IS NOT NULL,"
             " coalesce(last_key, after_key) FROM pgaudit_ctx.snapshots"
-            " WHERE source = %s AND epoch = %s ORDER BY relation_oid, lsn DESC",
+            " WHERE source = %s AND epoch = %s"
+            # The rows of an older one are gone.
+            " AND taken_at >= ALL (SELECT upper_bound FROM pgaudit_ctx.pruned)"
+            " ORDER BY relation_oid, lsn DESC",
             [source, epoch],
         )
     }

@@ -59,12 +59,14 @@ class Extent:
     Attributes:
         source: The source that holds them.
         key_columns: The primary key's columns in key order, for each table.
-        began_at: Since when the first of them was captured.
+        began_at: Since when the trail has what happened to the first of them: since its capture
+            began, or since what was pruned.
         complete_up_to: Up to where nothing is missing but what ``gaps`` says.
         gaps: What was lost or not captured, in order.
         undone: For an epoch that was left behind by a failover, the position from which its changes
             never happened on the server that went on.
         baselines: Snapshots of the whole first table, in order.
+        pruned_before: Changes committed before this were dropped because they were old.
         untouched: Whether no worker has stored anything yet, not even a position.
         renamed: Relations that had another name before, and the table they are now.
     """
@@ -78,6 +80,17 @@ class Extent:
     renamed: Mapping[Relation, Table]
     baselines: Sequence[Baseline] = ()
     untouched: bool = False
+    pruned_before: dt.datetime | None = None
+
+    @property
+    def beginning(self) -> str:
+        """Why nothing is known of earlier times, for messages."""
+        why = (
+            "capture of the table began at"
+            if self.pruned_before is None
+            else "pruned is all before"
+        )
+        return f"{why} {self.began_at:%Y-%m-%d %H:%M:%S%z}"
 
 
 def extent_of(
@@ -115,6 +128,9 @@ def extent_of(
         renamed |= {_relation(row): table for row in intervals if _table(row) != table}
     undone = undone_from(epochs)
     assert began_at is not None  # noqa: S101 - _source() has seen an interval of the first table
+    forgotten = [row.from_time for row in own if row.fact == "pruned"]
+    pruned_before = max((moment for moment in forgotten if moment > began_at), default=None)
+    began_at = pruned_before or began_at
     return Extent(
         chosen,
         keys,
@@ -129,8 +145,11 @@ def extent_of(
             if row.fact == "baseline"
             and _table(row) == tables[0]
             and not is_undone(undone, row.epoch, row.from_lsn)
+            # The rows of an older one are gone.
+            and (pruned_before is None or row.from_time >= pruned_before)
         ],
         _is_untouched(own, epochs),
+        pruned_before,
     )
 
 

@@ -144,15 +144,14 @@ def version_at(
     if first is None:
         raise HistoryUnknown(
             f"the trail has no trace of {_record(trail)}: it may have been there, unchanged, since "
-            f"before the trail began at {extent.began_at:%Y-%m-%d %H:%M:%S%z}"
+            f"before that ({extent.beginning})"
         )
     # An INSERT, or an UPDATE of the key, shows that the key was free before.
     was_free = first.operation is Operation.INSERT or first.row.previous_key is not None
     if when < extent.began_at or not (was_free and first.exists):
         raise HistoryUnknown(
             f"the trail knows {_record(trail)} only from {first.committed_at:%Y-%m-%d %H:%M:%S%z} "
-            f"on: its first trace is {first.operation}, and capture of the table began at "
-            f"{extent.began_at:%Y-%m-%d %H:%M:%S%z}"
+            f"on: its first trace is {first.operation}, and {extent.beginning}"
         )
     return None
 

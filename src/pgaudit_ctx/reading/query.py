@@ -23,6 +23,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
     union_all,
 )
@@ -40,6 +41,7 @@ from pgaudit_ctx.reading.trail import (
     coverage,
     epochs,
     gaps,
+    pruned,
     rejected,
     snapshots,
 )
@@ -56,8 +58,9 @@ def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
     Returns:
         A select whose rows have a ``fact``: ``coverage`` for each interval of a relation that had
         one of these names, ``checkpoint``, ``epoch`` (``to_lsn`` is where it forked off), ``gap``,
-        ``baseline`` for each snapshot of a whole table, and ``rejected`` for the first change that
-        waits to be replayed.
+        ``baseline`` for each snapshot of a whole table, ``rejected`` for the first change that
+        waits to be replayed, and ``pruned`` if old changes were dropped (``from_time`` is up to
+        when).
     """
     named = (
         select(coverage.c.source, coverage.c.epoch, coverage.c.relation_oid)
@@ -70,6 +73,14 @@ def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
     waiting = (
         select(rejected, place.label("place"))
         .where(rejected.c.replayed_at.is_(None), rejected.c.source.in_(select(sources.c.source)))
+        .subquery()
+    )
+    forgotten = (
+        select(
+            sources.c.source, literal(0).label("epoch"), func.max(pruned.c.upper_bound).label("at")
+        )
+        .join_from(sources, pruned, true())
+        .group_by(sources.c.source)
         .subquery()
     )
     return union_all(
@@ -117,6 +128,12 @@ def select_extent(tables: Sequence[Table]) -> CompoundSelect[Any]:
         _facts(
             waiting, "rejected", from_lsn=waiting.c.commit_lsn, from_time=waiting.c.committed_at
         ).where(waiting.c.place == 1),
+        _facts(
+            forgotten,
+            "pruned",
+            from_lsn=cast(literal_column("'0/0'"), PgLsn()),
+            from_time=forgotten.c.at,
+        ),
     )
 
 

@@ -184,6 +184,11 @@ def check_whole_table(
             f"the trail knows the table of {shape.label} from "
             f"{extent.began_at:%Y-%m-%d %H:%M:%S%z} on"
         )
+    if extent.pruned_before and not any(one.time <= when for one in extent.baselines):
+        raise HistoryUnknown(
+            f"rows of {shape.label} that have not changed since are in no partition any more "
+            f"({extent.beginning}). Remedy: pgaudit-ctx snapshot stores them anew"
+        )
     gap = next((gap for gap in extent.gaps if gap.from_time <= when), None)
     if gap is not None and not despite_gaps:
         raise HistoryUnknown(

@@ -150,6 +150,13 @@ snapshots = Table(
     _time("finished_at"),
 )
 
+pruned = Table(
+    "pruned",
+    TrailBase.metadata,
+    Column("partition", Text),
+    _time("upper_bound"),
+)
+
 rejected = Table(
     "rejected",
     TrailBase.metadata,
