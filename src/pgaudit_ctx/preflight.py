@@ -204,7 +204,7 @@ def require_capture(
             f"the destination has no trail of {name!r} yet, so nothing would connect its rows with "
             "what comes after. Remedy: run pgaudit-ctx setup, with --name if it has another name"
         )
-    _refuse_other_database(checkpoint, identity, name, options)
+    refuse_other_database(checkpoint, identity, name, options)
     return name, checkpoint
 
 
@@ -348,9 +348,14 @@ def _refuse_other_name(
         )
 
 
-def _refuse_other_database(
+def refuse_other_database(
     checkpoint: ledger.Checkpoint, identity: catalog.Identity, name: str, options: WorkerOptions
 ) -> None:
+    """Refuse a source that is not the database that the trail was captured from.
+
+    Raises:
+        PositionMismatch: With the ways out.
+    """
     if (checkpoint.system_identifier, checkpoint.database_oid) != (
         identity.system_identifier,
         identity.database_oid,
@@ -359,7 +364,8 @@ def _refuse_other_database(
             f"the trail of the source {name!r} belongs to another database (system identifier "
             f"{checkpoint.system_identifier}, oid {checkpoint.database_oid}; this one has "
             f"{identity.system_identifier}, {identity.database_oid}). Remedy: check the source's "
-            "URL, or give this database a name of its own with --name"
+            "URL, or give this database a name of its own with --name; if it replaces the other "
+            "for good, run pgaudit-ctx setup --only source, then once worker --accept-gap"
         )
     if checkpoint.slot != options.slot:
         raise _other_slot(checkpoint, name, options)

@@ -14,7 +14,7 @@ from pgaudit_ctx.destination import decisions, ledger, roles, schema
 from pgaudit_ctx.destination.roles import TrailRoles
 from pgaudit_ctx.destination.schema import Connection
 from pgaudit_ctx.errors import SlotBusy, SlotMissing, UsageError
-from pgaudit_ctx.preflight import WorkerOptions, refuse_handed_over
+from pgaudit_ctx.preflight import WorkerOptions, refuse_handed_over, refuse_other_database
 from pgaudit_ctx.source import catalog
 from pgaudit_ctx.source import setup as source_setup
 from pgaudit_ctx.source.plan import SourcePlan, Wishes, cannot_be_captured, wanted_identity
@@ -214,12 +214,13 @@ def refuse_lost_slot(source: Connection, destination: Connection, options: Worke
 
     Raises:
         SlotMissing: With the way out.
-        PositionMismatch: If a hand-over has begun.
+        PositionMismatch: If a hand-over has begun, or the trail is another database's.
     """
     name = options.name or source.info.dbname
     checkpoint = ledger.read_checkpoint(destination, name)
     if checkpoint is not None and catalog.read_slot(source, options.slot) is None:
         refuse_handed_over(source, destination, name, checkpoint)
+        refuse_other_database(checkpoint, catalog.read_identity(source), name, options)
         raise SlotMissing(
             f"the trail of {name!r} ends at {format_lsn(checkpoint.end_lsn)}, but the slot "
             f"{options.slot!r} that kept the log from there on is gone: a new one leaves a hole. "
