@@ -11,7 +11,7 @@ _CHANGES_WITH_EACH_RUN = (
     (re.compile(r"\bin \d+\.\d\ds\b"), "in <seconds>"),
     (re.compile(r"\btransaction \d+\b"), "transaction <xid>"),
     (re.compile(r"[ \t]+$", re.MULTILINE), ""),
-    (re.compile(r"\b(oid|source has|has \d{19},) \d+\b"), r"\1 <oid>"),
+    (re.compile(r"\b(oid|source has|has \d{19},)\s+\d+\b"), r"\1 <oid>"),
     (re.compile(r"\b\d{19}\b"), "<system identifier>"),
 )
 
