@@ -69,6 +69,16 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", script, *arguments, env={"PYTHONPATH": "tests"})
 
 
+@nox.session(name="public-apps")
+def public_apps(session: nox.Session) -> None:
+    """Add a trail to applications of others, and play the pages about them."""
+    tools = [name for name in group("test") if not name.startswith("redis")]
+    session.install("-e", ".[all]", *tools, *group("public-apps"))
+    chosen = "public_apps or tutorial/fastapi or tutorial/flask or queues"
+    paths = ["tests/public_apps", "tests/docs/test_documentation.py"]
+    session.run("pytest", *paths, "-k", chosen, *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and layers."""

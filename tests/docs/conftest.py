@@ -6,7 +6,14 @@ import pytest
 
 from pgaudit_ctx.cli import clinic
 from support.database import Capture, create_database, drop_database
+from support.redis_server import running_redis
 from support.server import Server
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    with running_redis() as url:
+        yield url
 
 
 @pytest.fixture

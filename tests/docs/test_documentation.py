@@ -5,6 +5,7 @@ What a document may assume:
 - ``setup()`` and ``capture()`` do what ``pgaudit-ctx setup`` and ``worker --until-caught-up`` do;
 - the environment variables of the command line name source, destination and slot;
 - any URL of a database ``clinic`` is the source's, of a database ``audit`` the destination's;
+- ``redis://localhost`` is a real broker, which is started for the page that needs one;
 - a Python block whose first line is the name of a file, ``# conftest.py``, is not run but saved;
   ``run_pytest("test_it.py")``, and the command ``pytest`` in a ``console`` block, run such files;
 - a ``text`` block after code that printed something is what it printed, but for times and LSNs.
@@ -22,6 +23,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -38,6 +40,11 @@ from support.pages import sessions, steady
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+_BROKER = "redis://localhost"
+
+# What a page is about, where that is in a dependency group of its own.
+NEEDS = {"tutorial/fastapi.md": "fastapi_users", "tutorial/flask.md": "flask_appbuilder"}
+
 _PLACEHOLDER = re.compile(r"postgresql(\+\w+)?://[\w.:@-]*/(clinic|audit)\b(?!\?)")
 _FILE = re.compile(r"# (\w+\.py)\n")
 
@@ -52,6 +59,7 @@ class Stage:
         *,
         run_commands: bool = False,
         pytester: pytest.Pytester | None = None,
+        broker: str = _BROKER,
     ) -> None:
         self._ends = ends
         self._pytester = pytester
@@ -61,6 +69,7 @@ class Stage:
         self.module = types.ModuleType("document")
         vars(self.module).update(setup=ends.setup, capture=ends.run, run_pytest=self._run_pytest)
         text = _PLACEHOLDER.sub(self._url, path.read_text(encoding="utf-8"))
+        text = text.replace(_BROKER, broker)
         self.document = Document(text, str(path))
         self.document.namespace = vars(self.module)
         for parser in (
@@ -177,16 +186,14 @@ def play(
     path: Path,
     ends: Capture,
     monkeypatch: pytest.MonkeyPatch,
-    *,
-    run_commands: bool = False,
-    pytester: pytest.Pytester | None = None,
+    **options: Any,
 ) -> None:
     monkeypatch.setenv("PGAUDIT_CTX_SOURCE_URL", ends.source.url)
     monkeypatch.setenv("PGAUDIT_CTX_DESTINATION_URL", ends.destination.url)
     monkeypatch.setenv("PGAUDIT_CTX_SLOT", ends.options.slot)
     if ends.options.name is not None:
         monkeypatch.setenv("PGAUDIT_CTX_NAME", ends.options.name)
-    stage = Stage(path, ends, run_commands=run_commands, pytester=pytester)
+    stage = Stage(path, ends, **options)
     # SQLAlchemy and FastAPI look names of annotations up in the module of a class or function.
     monkeypatch.setitem(sys.modules, stage.module.__name__, stage.module)
     try:
@@ -203,13 +210,18 @@ def play(
 def test_the_code_of_a_document_runs(
     path: Path, request: pytest.FixtureRequest, reset: pytest.MonkeyPatch
 ) -> None:
+    needed = NEEDS.get("/".join(path.parts[-2:]))
+    if needed is not None:
+        pytest.importorskip(needed, reason="the dependency group public-apps is not installed")
     tutorial = path.parent.name == "tutorial"
     ends = request.getfixturevalue("kept_demo" if tutorial else "blank")
-    pytester = None
+    options: dict[str, Any] = {"run_commands": tutorial}
+    if path.name == "queues.md":
+        options["broker"] = request.getfixturevalue("broker")
     if path.name == "pytest.md":
-        pytester = request.getfixturevalue("pytester")
+        pytester = options["pytester"] = request.getfixturevalue("pytester")
         pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
-    play(path, ends, reset, run_commands=tutorial, pytester=pytester)
+    play(path, ends, reset, **options)
 
 
 def test_the_first_code_of_the_readme_is_a_whole_program_on_one_screen() -> None:
