@@ -44,13 +44,19 @@ def look(
         keep_filters: Leave the filters as the worker that ran last had them.
 
     Raises:
-        UsageError: If a filter blanks a column of a primary key.
+        UsageError: If a filter blanks a column of a primary key; logged under ``keep_filters``.
     """
     before = catalog.read_position(source)
     published = published_tables(source, publication)
     known = filters_in_force(destination, name) if keep_filters else {}
     if not keep_filters:
         _name_unmatched(published, filters)
+    try:
+        refuse_blanked_keys(published, filters, known)
+    except UsageError as error:
+        if not keep_filters:
+            raise
+        log.warning("%s", error)  # of a new table; all others are looked at as ever
     covered, excluded = apply_filters(published, filters, known)
     holes = record_coverage(
         destination,
@@ -84,6 +90,27 @@ def published_tables(source: Connection, publication: str) -> Sequence[catalog.S
     ]
 
 
+def refuse_blanked_keys(
+    tables: Sequence[catalog.SourceTable],
+    filters: Filters,
+    known: Mapping[int, RecordedFilters] = MappingProxyType({}),
+) -> None:
+    """Refuse rules that leave out or blank a column of a primary key; arguments as below.
+
+    Raises:
+        UsageError: With the remedy.
+    """
+    for table in tables:
+        rules = filters.rules(table.schema, table.name, table.columns)
+        blanked = {*rules.ignored, *rules.redacted}.intersection(table.key_columns)
+        if blanked and not rules.excluded and table.oid not in known:
+            raise UsageError(
+                f"{', '.join(sorted(blanked))} cannot be ignored or redacted: it belongs to the "
+                f"primary key of {table.qualified}, which says whose history a change is. Remedy: "
+                "leave it out of --ignore-column and --redact-column, or exclude the table"
+            )
+
+
 def apply_filters(
     tables: Sequence[catalog.SourceTable],
     filters: Filters,
@@ -97,10 +124,8 @@ def apply_filters(
         known: Rules that are in force already, by the oids of tables; they come before the others.
 
     Returns:
-        The tables that are captured, and the oids of those that a rule excludes.
-
-    Raises:
-        UsageError: If a rule leaves out or blanks a column of a primary key.
+        The tables that are captured, and the oids of those that a rule excludes. A table is
+        captured without its key if a rule leaves out or blanks a column of it.
     """
     covered = []
     excluded = set()
@@ -110,23 +135,17 @@ def apply_filters(
         else:
             rules = filters.rules(table.schema, table.name, table.columns)
             out, ignored, redacted = rules.excluded, list(rules.ignored), rules.redactions
-            blanked = {*rules.ignored, *rules.redacted}.intersection(table.key_columns)
-            if blanked and not out:
-                raise UsageError(
-                    f"{', '.join(sorted(blanked))} cannot be ignored or redacted: it belongs to "
-                    f"the primary key of {table.qualified}, which says whose history a change is. "
-                    "Remedy: leave it out of --ignore-column and --redact-column, or exclude the "
-                    "table"
-                )
         if out:
             excluded.add(table.oid)
         else:
+            blanked = {*ignored, *(rule.partition("=")[0] for rule in redacted)}
+            whole = blanked.isdisjoint(table.key_columns)
             covered.append(
                 CoveredTable(
                     table.schema,
                     table.name,
                     table.oid,
-                    table.key,
+                    table.key if whole else table.key._replace(columns=()),
                     table.identity,
                     ignored,
                     redacted,

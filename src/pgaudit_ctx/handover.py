@@ -5,14 +5,14 @@ digested. If the new server gives the same for each, whatever way the rows took,
 between: the trail goes on there in a new epoch that is clean. Else a gap says what may be missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple, Protocol
 
 import psycopg
 
 from pgaudit_ctx.connection import connect, refusal
-from pgaudit_ctx.coverage import apply_filters, published_tables
+from pgaudit_ctx.coverage import apply_filters, published_tables, refuse_blanked_keys
 from pgaudit_ctx.destination import handovers, ledger
 from pgaudit_ctx.destination.coverage import (
     RecordedFilters,
@@ -24,7 +24,7 @@ from pgaudit_ctx.destination.handovers import Handover, TableState
 from pgaudit_ctx.destination.schema import Connection, check_schema
 from pgaudit_ctx.errors import PositionMismatch, SourceNotReady, UsageError
 from pgaudit_ctx.preflight import WorkerOptions, refuse_busy, require_capture, slot_is_at
-from pgaudit_ctx.preparation import Choice, drop_slot, prepare_source, wishes_of
+from pgaudit_ctx.preparation import Choice, drop_slot, prepare_source, remembered, wishes_of
 from pgaudit_ctx.source import catalog, digest
 from pgaudit_ctx.source.digest import Content, Digest
 from pgaudit_ctx.source.setup import Session, check_source
@@ -78,6 +78,7 @@ class Finished(NamedTuple):
         lsn: From where on, on the new server.
         failed: Tables that could not be prepared there, and why.
         called_off: Whether this is the old server, whose slot was kept: nothing has moved.
+        uncaptured: Tables that were captured on the old server and are not on this one.
     """
 
     tables: Sequence[Comparison]
@@ -85,6 +86,7 @@ class Finished(NamedTuple):
     lsn: int = 0
     failed: Sequence[tuple[Step, str]] = ()
     called_off: bool = False
+    uncaptured: Sequence[str] = ()
 
     @property
     def differing(self) -> Sequence[str]:
@@ -174,7 +176,7 @@ def finish(
     Raises:
         UsageError: If no move of this source has begun.
         PositionMismatch: If the trail has gone on since.
-        SourceNotReady: If the new server cannot be captured.
+        SourceNotReady: If the new server cannot be captured, or has the slot already.
     """
     try:
         with (
@@ -194,6 +196,7 @@ def finish(
                     handovers.record_finish(destination, name, handover.begun_at, before.epoch, [])
                     _record(destination, name, options, "called off: the slot is where it was")
                 return Finished([], before.epoch, before.end_lsn, called_off=True)
+            _refuse_earlier_slot(source, options.slot)
             failed = _prepare(source, destination, options, choice, name, report)
             slot = catalog.read_slot(source, options.slot)
             assert slot is not None  # noqa: S101 - it was made, or an error raised
@@ -205,10 +208,26 @@ def finish(
                 position.lsn,
                 failed,
             )
-            _go_on(source, destination, options, name, handover, before, position, finished)
-            return finished
+            covered = _go_on(
+                source, destination, options, name, handover, before, position, finished
+            )
+            was = [(table.schema, table.name) for table in handover.tables]
+            missing = [
+                f"{schema}.{table}" for schema, table in was if (schema, table) not in covered
+            ]
+            return finished._replace(uncaptured=missing)
     except psycopg.Error as error:
         raise refusal(error, "finish the hand-over") from None
+
+
+def _refuse_earlier_slot(source: Connection, slot: str) -> None:
+    """Refuse a slot that has waited: it would send the rows of the move itself once more."""
+    if catalog.read_slot(source, slot) is not None:
+        raise SourceNotReady(
+            f"the new server has a slot {slot!r} already, which would send what the move itself "
+            "has written, as if the application had. Remedy: run SELECT pg_drop_replication_slot("
+            f"'{slot}') there, and then the same command again, which makes it anew"
+        )
 
 
 def _refuse_writers(source: Connection) -> None:
@@ -255,6 +274,7 @@ def _same(one: RecordedFilters, other: RecordedFilters) -> bool:
 def _by_table(
     published: Sequence[catalog.SourceTable], filters: Filters
 ) -> Mapping[int, RecordedFilters]:
+    refuse_blanked_keys(published, filters)
     covered, excluded = apply_filters(published, filters)
     found = {oid: RecordedFilters(True, [], []) for oid in excluded}
     for table in covered:
@@ -326,15 +346,14 @@ def _prepare(
     report: Reporter,
 ) -> Sequence[tuple[Step, str]]:
     tables = catalog.read_tables(source, options.publication)
+    named = options._replace(name=name)
+    wishes = wishes_of(choice, destination, name, tables)
     _, failed = prepare_source(
-        source,
-        destination,
-        options._replace(name=name),
-        wishes_of(choice, destination, name, tables),
-        choice,
-        report.prepares,
-        report.waits,
+        source, destination, named, wishes, choice, report.prepares, report.waits
     )
+    # What the doctor compares with: this server's publication is not the old one's.
+    decided = remembered(source, destination, named, wishes, choice)
+    ledger.record_operation(destination, "setup", decided, "done by handover finish")
     return failed
 
 
@@ -347,8 +366,12 @@ def _go_on(
     before: ledger.Checkpoint,
     position: catalog.Position,
     finished: Finished,
-) -> None:
-    """Begin the new epoch, with its coverage; all of it or nothing."""
+) -> Collection[tuple[str, str]]:
+    """Begin the new epoch, with its coverage; all of it or nothing.
+
+    Returns:
+        Schema and name of the tables that are captured in it, or left out by a filter.
+    """
     identity = catalog.read_identity(source)
     after = ledger.Checkpoint(
         before.slot,
@@ -388,6 +411,7 @@ def _go_on(
         )
         handovers.record_finish(destination, name, handover.begun_at, after.epoch, differing)
         _record(destination, name, options, cause if differing else "both ends are equal")
+    return {(table.schema, table.name) for table in published}
 
 
 def _record(destination: Connection, name: str, options: WorkerOptions, result: str) -> None:

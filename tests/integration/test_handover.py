@@ -9,7 +9,7 @@ from typer.testing import Result
 
 from pgaudit_ctx import AuditReader, HistoryUnknown
 from pgaudit_ctx.connection import connect
-from pgaudit_ctx.errors import PositionMismatch
+from pgaudit_ctx.errors import PositionMismatch, SourceNotReady
 from pgaudit_ctx.source.digest import Content, Digest, digest_tables
 from support.clinic import Patient
 from support.database import Capture, Database, create_database, drop_database
@@ -278,3 +278,51 @@ def test_a_table_or_a_column_that_is_not_there_has_no_digest(empty_database: Dat
     empty_database.execute("CREATE TABLE t (a int)")
     assert digest(empty_database, "t", "b") is None
     assert digest(empty_database, "u", "a") is None
+
+
+def test_a_table_that_is_not_published_there_is_named_and_is_a_hole_of_its_own(
+    source: Database, destination: Database, server: Server
+) -> None:
+    old = Capture(source, destination)
+    assert command(old, "setup", "--no-roles", "--table", "public.sample").exit_code == 0
+    source.execute("ALTER TABLE patient REPLICA IDENTITY FULL")
+    source.execute("ALTER PUBLICATION pgaudit_ctx ADD TABLE patient")
+    old.run()
+    insert(source, 1)
+    old.run()
+    assert begin(old).exit_code == 0
+    new = elsewhere(old, server)
+    try:
+        done = finish(new, "--yes")
+        assert done.exit_code == 1
+        assert "public.patient: it was on the old server" in " ".join(done.output.split())
+        new.source.execute("UPDATE patient SET name = 'lost' WHERE id = 1")
+        new.run()
+        reader = AuditReader(new.destination.engine(), source=new.options.name)
+        (gap,) = reader.history("public.patient", 1).gaps
+        assert gap.to_lsn is None
+        with pytest.raises(HistoryUnknown):
+            reader.as_of(Patient, 1, dt.datetime.now(dt.UTC))
+        told = command(new, "doctor", more={"PGAUDIT_CTX_NAME": new.options.name or ""}).output
+        assert "public.patient" in told[told.index("coverage_holes") :]
+        # The doctor knows the new server's publication.
+        (order,) = (line for line in told.splitlines() if "publication_order" in line)
+        assert "ok" in order
+    finally:
+        drop_database(new.source)
+
+
+def test_a_slot_that_waits_on_the_new_server_already_is_refused(old: Capture, new: Capture) -> None:
+    new.source.execute("DELETE FROM patient")
+    assert command(new, "setup", "--only", "source", "--no-roles").exit_code == 0
+    insert(new.source, 1, 2)
+    new.source.execute("UPDATE patient SET name = 'Änne' WHERE id = 2")
+    slot = new.options.slot
+    with pytest.raises(SourceNotReady, match=rf"pg_drop_replication_slot\('{slot}'\)"):
+        finish(new, "--yes")
+    assert epochs(old) == [(1, True)]
+    new.source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    assert finish(new, "--yes").exit_code == 0
+    new.run()
+    (changes,) = new.destination.execute("SELECT count(*) AS n FROM pgaudit_ctx.changes")
+    assert changes.n == 3

@@ -12,8 +12,11 @@ from pgaudit_ctx.destination.retention import old_partitions, prune
 from pgaudit_ctx.errors import DatabaseError
 from support.clinic import Patient
 from support.command import run
-from support.database import Database
+from support.database import Capture, Database
 from support.handmade import NOON, HandmadeTrail, at
+from support.positions import insert
+from support.supervised import supervised
+from support.waiting import eventually
 
 ANN = {"id": 1, "name": "Ann", "born": None, "status": "ACTIVE", "notes": None}
 DAY = 24 * 60
@@ -146,6 +149,40 @@ def test_a_reader_is_waited_for_and_named_and_the_next_prune_goes_on(
     assert partitions(trail.destination) == ["changes_2024q1", "changes_2024q2"]
     assert pruned(trail.destination, "--yes").returncode == 0
     assert partitions(trail.destination) == ["changes_2024q2"]
+
+
+def test_a_wait_of_nothing_ends_at_once(trail: HandmadeTrail) -> None:
+    with (
+        psycopg.connect(trail.destination.url) as report,
+        connect(trail.destination.url, "destination") as owner,
+    ):
+        report.execute("SELECT FROM pgaudit_ctx.changes")
+        due = old_partitions(owner, YEAR)[:1]
+        with pytest.raises(DatabaseError, match="still read"):
+            prune(owner, due, older_than=YEAR, wait=0, report=lambda *_: None)
+
+
+def test_a_late_change_for_a_partition_that_is_going_waits_until_it_is_gone(
+    capture: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stored() -> list[str]:
+        rows = capture.destination.execute("SELECT primary_key[1] FROM pgaudit_ctx.changes")
+        return [key for (key,) in rows]
+
+    with supervised(capture.options), connect(capture.destination.url, "destination") as owner:
+        insert(capture.source, 1)
+        eventually(lambda: stored() == ["1"], "the first change is stored")
+        with psycopg.connect(capture.destination.url) as report:
+            report.execute("SELECT FROM pgaudit_ctx.changes")
+            now = dt.datetime.now(dt.UTC)
+            due = [one for one in old_partitions(owner, -YEAR) if one.lower <= now < one.upper]
+            with pytest.raises(DatabaseError):
+                prune(owner, due, older_than=1, wait=0.2, report=lambda *_: None)
+            insert(capture.source, 2)
+            eventually(lambda: "being taken out" in caplog.text, "the worker waits")
+        prune(owner, due, older_than=1, wait=10, report=lambda *_: None)
+        eventually(lambda: stored() == ["2"], "the change is stored")
+    assert capture.destination.execute("SELECT FROM pgaudit_ctx.rejected") == []
 
 
 def test_nobody_but_the_trails_owner_can_prune(trail: HandmadeTrail) -> None:

@@ -46,6 +46,7 @@ def test_what_a_failover_has_undone_is_shown_only_if_asked_for_and_counts_in_not
     trail: HandmadeTrail, reader: AuditReader
 ) -> None:
     trail.epoch(2, 25, "failover", fork=25)
+    trail.cover("patient", epoch=2, since=25)
     trail.change("UPDATE", "patient", 26, epoch=2, before={"name": "Bea"}, after=named("Dee"))
     versions = reader.history(Patient, 1)
     assert [(v.number, v.epoch, v.after["name"]) for v in versions] == [

@@ -89,6 +89,23 @@ def test_a_worker_does_all_its_work_under_the_two_roles_that_are_meant_for_it(
         assert found[check].state is State.OK, found[check]
 
 
+def test_a_worker_keeps_its_slot_back_under_these_roles_too(made: Capture) -> None:
+    seen = worker_urls(made)
+    seen.options = seen.options._replace(ack_delay=3600.0)
+    made.source.execute("INSERT INTO patient (id, name, status) VALUES (90, 'a', 'ACTIVE')")
+    seen.run()
+    made.destination.execute("UPDATE pgaudit_ctx.captured_positions SET at = at - interval '2 h'")
+    for key in (91, 92):
+        made.source.execute(
+            "INSERT INTO patient (id, name, status) VALUES (%s, 'a', 'ACTIVE')", [key]
+        )
+        seen.run()
+    ((old,),) = made.destination.execute(
+        "SELECT count(*) FROM pgaudit_ctx.captured_positions WHERE at < now() - interval '1 h'"
+    )
+    assert old == 1  # the one that the slot has been told last
+
+
 @pytest.mark.parametrize(
     ("role", "statement", "may"),
     [

@@ -113,7 +113,11 @@ def finish(
     _tell(finished)
     if not yes:
         raise UsageError("both ends were compared, nothing was done. Remedy: repeat with --yes")
-    if finished.differing or any(step.table is not None for step, _ in finished.failed):
+    if (
+        finished.differing
+        or finished.uncaptured
+        or any(step.table is not None for step, _ in finished.failed)
+    ):
         raise typer.Exit(1)
 
 
@@ -133,6 +137,11 @@ def _tell(finished: Finished) -> None:
     for step, reason in finished.failed:
         about = step.purpose if step.table is None else step.table.qualified
         err.print(f"[red]not done[/red]     {about}: {reason}. Run pgaudit-ctx setup again")
+    for missing in finished.uncaptured:
+        err.print(
+            f"[red]not captured[/red] {missing}: it was on the old server and is not published "
+            "here, so a hole in its coverage begins. Run pgaudit-ctx setup with its --table"
+        )
     if finished.called_off:
         out.print("[bold]called off[/bold]   this is the old server, with its slot: nothing moved")
     elif finished.epoch is not None and finished.differing:

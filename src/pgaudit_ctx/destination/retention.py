@@ -152,7 +152,9 @@ def _drop(connection: Connection, partition: OldPartition, wait: float) -> None:
         [partition.name],
     ).fetchone()
     table = sql.Identifier("pgaudit_ctx", partition.name)
-    connection.execute(sql.SQL("SET statement_timeout = {}").format(int(wait * 1000)))
+    # 0 would be no limit, and more than the largest is refused.
+    limit = min(max(1, int(wait * 1000)), 2**31 - 1)
+    connection.execute(sql.SQL("SET statement_timeout = {}").format(limit))
     try:
         if row is not None:
             how = "FINALIZE" if row[0] else "CONCURRENTLY"

@@ -45,6 +45,9 @@ def statements(roles: TrailRoles, *, join: bool = False) -> Sequence[str]:
         found.append(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(roles.owner)))
     assigning = sql.SQL("CALL pgaudit_ctx.assign_roles({}, {}, {})")
     found.append(assigning.format(*map(sql.Literal, roles)))
+    # What a withheld slot has been told by now is forgotten: the one thing that a writer deletes.
+    forgetting = sql.SQL("GRANT DELETE ON pgaudit_ctx.captured_positions TO {}")
+    found.append(forgetting.format(sql.Identifier(roles.writer)))
     return [statement.as_string(None) for statement in found]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import errors, pq, sql
 from psycopg.errors import error_from_result
 
 from pgaudit_ctx.connection import PatientConnection, refusal
@@ -258,4 +258,6 @@ class Sink:
 
 def is_of_the_row(error: psycopg.Error) -> bool:
     """Say whether a refusal is about the row, so that the same row would be refused again."""
+    if isinstance(error, errors.CheckViolation) and error.diag.constraint_name is None:
+        return False  # the row has no partition, which is being taken out of the trail
     return (error.sqlstate or "")[:2] in _OF_THE_ROW

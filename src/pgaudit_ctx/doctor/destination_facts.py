@@ -54,7 +54,15 @@ _HOLES: Final = """
     ) c
     WHERE to_lsn IS NOT NULL AND (next_lsn IS NULL OR next_lsn > to_lsn)
         AND reason IS DISTINCT FROM 'excluded by a filter' {unless_filled}
-    ORDER BY to_time"""
+    UNION ALL
+    SELECT c.relation_oid, c.schema_name || '.' || c.table_name, e.started_at, NULL
+    FROM pgaudit_ctx.coverage c JOIN pgaudit_ctx.epochs e ON e.source = c.source
+    WHERE c.source = %(source)s AND c.epoch = %(epoch)s - 1 AND e.epoch = %(epoch)s
+        AND c.to_lsn IS NULL AND c.reason IS DISTINCT FROM 'excluded by a filter'
+        AND NOT EXISTS (
+            SELECT FROM pgaudit_ctx.coverage n WHERE n.source = c.source AND n.epoch = e.epoch
+                AND (n.schema_name, n.table_name) = (c.schema_name, c.table_name))
+    ORDER BY 3"""
 _UNLESS_FILLED: Final = """
     AND NOT EXISTS (
         SELECT FROM pgaudit_ctx.changes s

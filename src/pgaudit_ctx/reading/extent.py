@@ -190,7 +190,7 @@ def holes(
     Args:
         intervals: Rows of ``coverage`` of one table of one source, in order.
         epochs: Rows of ``epochs`` by number. An interval that was open when a new epoch began goes
-            on into it if the new one is clean.
+            on into it if the new one is clean, and the table has an interval there as well.
         known: Gaps that are written down already, which need not be found again.
 
     Returns:
@@ -204,7 +204,7 @@ def holes(
             end = after
         elif after.to_lsn is None or _reaches_further(after, end):
             end = after
-    if end.to_lsn is not None or any(not e.clean for n, e in epochs.items() if n > end.epoch):
+    if end.to_lsn is not None or any(number > end.epoch for number in epochs):
         found.append(_between(end, None, epochs))
     return [gap for gap in found if not any(_covers(other, gap) for other in known)]
 
