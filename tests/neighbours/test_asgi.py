@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -239,6 +240,52 @@ async def test_an_exception_leaves_nothing_behind_and_its_handler_is_inside() ->
     with pytest.raises(LookupError):
         await answer(AuditContextMiddleware(Starlette(routes=[Route("/", fail)])))
     assert current_context() is None
+
+
+@pytest.mark.parametrize("junk", ["dr.who", 7])
+async def test_get_context_that_returns_no_mapping_is_told(junk: Any) -> None:
+    app = Starlette(routes=[Route("/", told)])
+    with pytest.raises(ContextInvalid, match="get_context returned"):
+        await answer(AuditContextMiddleware(app, lambda _: junk))
+
+
+def test_a_client_that_goes_away_ends_its_scope_and_no_other() -> None:
+    seen: list[Any] = []
+    gone = threading.Event()
+
+    async def parts(user: str) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b"x" * 65_536
+        finally:
+            seen.append((current_context() or {}).get("user"))
+            gone.set()
+
+    async def stream(request: Request) -> Response:
+        bind_context(user=request.query_params["user"])
+        return StreamingResponse(parts(request.query_params["user"]))
+
+    routes = [Route("/stream", stream), Route("/", told)]
+    with serving(AuditContextMiddleware(Starlette(routes=routes))) as address:
+        with httpx.stream("GET", f"http://{address}/stream?user=ann") as answered:
+            next(answered.iter_raw())
+        assert gone.wait(30)
+        assert "user" not in httpx.get(f"http://{address}/").json()
+    assert seen == ["ann"]
+
+
+async def test_each_of_two_mounted_applications_says_its_own_and_both_what_is_outside() -> None:
+    def tenant(name: str) -> Any:
+        inner = Starlette(routes=[Route("/{key}", told)])
+        return AuditContextMiddleware(inner, lambda _: {"tenant": name})
+
+    mounts = [Mount(f"/{name}", tenant(name)) for name in ("north", "south")]
+    app = AuditContextMiddleware(Starlette(routes=mounts), lambda _: {"user": "dr.who"})
+    for name in ("north", "south"):
+        context = (await answer(app, f"/{name}/1")).json()
+        assert (context["user"], context["tenant"]) == ("dr.who", name)
+        assert context["endpoint"] == f"/{name}/{{key}}"
 
 
 def test_the_lifespan_has_no_scope() -> None:

@@ -17,6 +17,7 @@ import pytest
 from flask import Flask, request
 from flask.signals import request_finished
 from sqlalchemy import URL, create_engine
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 
 from pgaudit_ctx import audit_context, bind_context, current_context
@@ -120,6 +121,41 @@ def test_a_request_says_where_it_came_from_and_what_it_asked_for() -> None:
         "user_agent": "curl/8",
     }
     assert current_context() is None
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_the_address_that_proxy_fix_finds_counts_on_whichever_side_it_is(outside: bool) -> None:
+    app = Flask("proxied")
+
+    @app.get("/")
+    def told() -> Any:
+        return dict(current_context() or {})
+
+    if not outside:
+        app.wsgi_app = ProxyFix(app.wsgi_app)
+    PgAuditCtx(app)
+    if outside:
+        app.wsgi_app = ProxyFix(app.wsgi_app)
+    forwarded = {"X-Forwarded-For": "6.6.6.6, 198.51.100.7"}
+    assert app.test_client().get("/", headers=forwarded).json["ip"] == "198.51.100.7"
+    junk = {"X-Forwarded-For": "\N{SNOWMAN}".encode().decode("latin-1")}
+    assert "ip" not in app.test_client().get("/", headers=junk).json
+
+
+def test_a_request_that_asks_its_own_application_leaves_its_scope_as_it_was() -> None:
+    app = small_app()
+
+    @app.get("/outer")
+    def outer() -> Any:
+        bind_context(user="outer")
+        inner = app.test_client().get("/items/1", headers={"X-Request-ID": "inner"}).json
+        return {"inner": inner, "outer": dict(current_context() or {})}
+
+    found = app.test_client().get("/outer", headers={"X-Request-ID": "outer"}).json
+    assert "user" not in found["inner"]
+    assert found["inner"]["request_id"] == "inner"
+    assert (found["outer"]["user"], found["outer"]["request_id"]) == ("outer", "outer")
+    assert found["outer"]["endpoint"] == "/outer"
 
 
 def test_get_context_goes_over_the_defaults_and_none_removes_one() -> None:

@@ -142,3 +142,26 @@ def test_what_the_application_says_goes_over_the_defaults_key_by_key_and_none_re
         assert current_context() == {"method": "get", "user": "dr.who"}
         with pytest.raises(ContextInvalid):
             merge(current_scope(), {"user": object()})
+
+
+@pytest.mark.parametrize("junk", ["dr.who", ["user"], 7, True])
+def test_what_is_no_mapping_is_refused_by_what_it_is(junk: object) -> None:
+    with (
+        audit_context(),
+        pytest.raises(ContextInvalid, match=rf"returned a {type(junk).__name__}: let it return"),
+    ):
+        merge(current_scope(), junk)
+
+
+def test_a_coroutine_function_where_none_is_awaited_is_told() -> None:
+    async def get_context() -> dict[str, str]:
+        return {"user": "dr.who"}
+
+    with audit_context(), pytest.raises(ContextInvalid, match="returned a coroutine"):
+        merge(current_scope(), get_context())
+
+
+@pytest.mark.parametrize("zone", ["eth0", "\0", "x" * 70_000])
+def test_the_zone_of_an_address_which_may_be_any_text_is_left_out(zone: str) -> None:
+    assert TrustedProxies(["10.0.0.1"]).client("10.0.0.1", [f"fe80::1%{zone}"]) == "fe80::1"
+    assert TrustedProxies().client(f"fe80::1%{zone}", []) == "fe80::1"

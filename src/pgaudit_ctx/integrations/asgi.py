@@ -96,8 +96,8 @@ class AuditContextMiddleware:
                 given = self._get_context(_starlette_request(scope["type"])(connection))
                 if inspect.isawaitable(given):
                     given = await given
-                connection.follows = given is None or "endpoint" not in given
                 merge(opened, given)
+                connection.follows = given is None or "endpoint" not in given
             await self.app(connection, receive, send)
 
     def _defaults(self, scope: _Connection) -> dict[str, str]:

@@ -15,12 +15,19 @@ from pgaudit_ctx.context import current_scope
 from pgaudit_ctx.emission.composer import Provider
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.hook import install
-from pgaudit_ctx.integrations.request import FORWARDED_FOR, Address, Network, merge
+from pgaudit_ctx.integrations.request import (
+    FORWARDED_FOR,
+    Address,
+    Network,
+    TrustedProxies,
+    merge,
+)
 from pgaudit_ctx.integrations.wsgi import AuditContextMiddleware
 
 GetContext: TypeAlias = Callable[[Request], Mapping[str, Any] | None]
 
 _NAME: Final = "pgaudit_ctx"
+_PROXY_FIX: Final = "werkzeug.proxy_fix.orig"
 _SOURCE: Final = "PGAUDIT_CTX_SOURCE_URL"
 
 
@@ -110,6 +117,9 @@ AuditContextMiddleware>` says, with the rule of the route as ``endpoint``. Engin
             return  # a request context of a test or shell, pushed by hand
         rule = request.url_rule
         merge(scope, None if rule is None else {"endpoint": rule.rule})
+        if _PROXY_FIX in request.environ and not self._trusted_proxies:
+            # It was put around the application before the extension, and so is inside of it.
+            merge(scope, {"ip": TrustedProxies().client(request.remote_addr, [])})
         if self._get_context is not None:
             merge(scope, self._get_context(request))
 

@@ -4,14 +4,15 @@ Everything here comes from a client or a proxy, so nothing of it is trusted to b
 cannot be read is left out, and no header makes a request fail.
 """
 
+import inspect
 import ipaddress
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from pgaudit_ctx.context import Scope
-from pgaudit_ctx.errors import UsageError
+from pgaudit_ctx.errors import ContextInvalid, UsageError
 from pgaudit_ctx.message import measured_context
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -73,7 +74,7 @@ def defaults(
     return values
 
 
-def merge(scope: Scope, given: Mapping[str, Any] | None) -> None:
+def merge(scope: Scope, given: object) -> None:
     """Merge what an application says of a request over what the scope has, key by key.
 
     Args:
@@ -81,8 +82,16 @@ def merge(scope: Scope, given: Mapping[str, Any] | None) -> None:
         given: What the application's ``get_context`` returned; ``None`` for a key removes it.
 
     Raises:
-        ContextInvalid: If a value cannot be carried.
+        ContextInvalid: If it is no mapping, or a value cannot be carried.
     """
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        if inspect.iscoroutine(given):
+            given.close()  # or it would warn that nobody has awaited it
+        raise ContextInvalid(
+            f"get_context returned a {type(given).__name__}: let it return a mapping, or None"
+        )
     if not given:
         return
     removed = [key for key, value in given.items() if value is None]
@@ -182,5 +191,8 @@ def _address(hop: str) -> Address | None:
         address = ipaddress.ip_address(hop)
     except ValueError:
         return None
-    # A server that listens on both calls an IPv4 client ::ffff:192.0.2.1.
-    return getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    # A server that listens on both calls an IPv4 client ::ffff:192.0.2.1. The zone, fe80::1%eth0,
+    # means something on its own machine only, and may be any text of any length.
+    return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
