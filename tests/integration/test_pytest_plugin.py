@@ -476,6 +476,11 @@ def test_a_server_is_started_for_the_run(suite, pytestconfig) -> None:
     suite(ONE_TEST, f"--audit-postgres={kind}").assert_outcomes(passed=1)
 
 
+def test_what_is_not_asynchronous_needs_no_greenlet(suite) -> None:
+    block = "import sys; sys.modules['greenlet'] = None"
+    suite(ONE_TEST, conftest=block, subprocess=True).assert_outcomes(passed=1)
+
+
 def test_a_container_is_started_for_the_run(suite, monkeypatch) -> None:
     if not docker_answers():
         pytest.skip("no Docker engine answers")

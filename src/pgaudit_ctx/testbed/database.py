@@ -7,12 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import MetaData, create_engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pgaudit_ctx.connection import connect, refusal
@@ -21,6 +20,9 @@ from pgaudit_ctx.source.catalog import Position, read_position
 from pgaudit_ctx.source.tail import Tail, TailedChange
 from pgaudit_ctx.testbed.server import Server
 from pgaudit_ctx.urls import libpq_url, sqlalchemy_url
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +125,15 @@ class AuditDatabase:
         driver = url.partition("://")[0].partition("+")[2]
         return url if driver in _ASYNCHRONOUS else sqlalchemy_url(libpq_url(url))
 
-    def async_engine(self) -> AsyncEngine:
+    def async_engine(self) -> "AsyncEngine":
         """Make an asynchronous engine that keeps no connection, for each test has its own loop.
 
         Raises:
             MissingExtra: If greenlet is not installed.
         """
         try:
+            from sqlalchemy.ext.asyncio import create_async_engine  # needs greenlet from 2.1 on
+
             return create_async_engine(self.async_url(), poolclass=NullPool)
         except ImportError as error:
             raise MissingExtra(
