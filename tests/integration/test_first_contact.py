@@ -1,6 +1,8 @@
 """From a server as it comes to the first captured change, led by nothing but the doctor."""
 
 import os
+import pty
+import select
 import shlex
 import socket
 import subprocess
@@ -13,7 +15,8 @@ import trustme
 from pgaudit_ctx.doctor.finding import Finding, State
 from pgaudit_ctx.embedded import EmbeddedPostgres
 from support.clinic import Base
-from support.command import start, urls_of
+from support.command import command as terminal_command
+from support.command import environment, start, urls_of
 from support.database import Capture, create_database
 from support.doctor import ask, command, follow, run_step, steps
 from support.server import Server, server_of_its_own
@@ -151,6 +154,126 @@ def test_nothing_but_the_doctor_leads_from_a_plain_server_to_a_captured_change(
     finally:
         worker.terminate()
         worker.communicate(timeout=30)
+
+
+@pytest.fixture
+def tenant(plain: PlainServer, stranger: Capture) -> Iterator[Capture]:
+    """The same as somebody sees it who is no superuser, but owns database and tables."""
+    admin = stranger.source
+    admin.execute(
+        "CREATE ROLE tenant LOGIN CREATEROLE CREATEDB;"
+        f"ALTER DATABASE {admin.name} OWNER TO tenant;"
+        f"ALTER DATABASE {stranger.destination.name} OWNER TO tenant;"
+        "ALTER TABLE patient OWNER TO tenant; ALTER TABLE dose OWNER TO tenant;"
+        "ALTER TABLE sample OWNER TO tenant; GRANT ALL ON SCHEMA public TO tenant"
+    )
+    seen = Capture(stranger.source, stranger.destination)
+    seen.options = stranger.options._replace(
+        source=stranger.options.source.replace("postgres@", "tenant@"),
+        destination=stranger.options.destination.replace("postgres@", "tenant@"),
+    )
+    yield seen
+    names = ("replication", "writer", "reader", "owner")
+    for end in (stranger.source, stranger.destination):
+        for role in ("tenant", *(f"pgaudit_ctx_{name}" for name in names)):
+            end.execute(
+                f"DO $$ BEGIN IF to_regrole('{role}') IS NOT NULL THEN"
+                f" REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; END IF; END $$"
+            )
+    for role in (*(f"pgaudit_ctx_{name}" for name in names), "tenant"):
+        stranger.source.execute(f"DROP ROLE IF EXISTS {role}")
+
+
+def test_nothing_but_the_doctor_leads_somebody_who_is_no_superuser_to_a_captured_change(
+    plain: PlainServer, stranger: Capture, tenant: Capture
+) -> None:
+    stranger.source.execute("ALTER SYSTEM RESET wal_level")
+    plain.pg_ctl(f"pg_ctl restart -D {plain.data}")
+    urls = {
+        "PGAUDIT_CTX_SOURCE_URL": tenant.options.source,
+        "PGAUDIT_CTX_DESTINATION_URL": tenant.options.destination,
+    }
+    seen: list[str] = []
+    while finding := first_problem(tenant):
+        seen.append(finding.check)
+        assert len(seen) == len(set(seen)), f"{finding} came back"
+        for step in steps(finding):
+            if step.startswith("pg_ctl "):
+                plain.pg_ctl(step)
+            elif step.startswith("pgaudit-ctx "):
+                done = command(tenant, *step.split()[1:], more=urls)
+                assert done.exit_code == 0, done.output
+            else:
+                # Only what the remedy says is for somebody else is run by somebody else.
+                assert "as a superuser" in finding.remedy
+                stranger.source.execute(step)
+        if finding.remedy.endswith("restart the server"):  # whose place only it knows
+            plain.pg_ctl(f"pg_ctl restart -D {plain.data}")
+    assert seen[:2] == ["wal_level", "role"]
+    worker = start("worker", env={**urls_of(tenant), **urls})
+    try:
+        eventually(lambda: ask(tenant)["worker"].state is State.OK, "the worker reads the slot")
+        tried = command(tenant, "try", more=urls)
+        assert tried.exit_code == 0, tried.output
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=30)
+
+
+def test_whom_to_protect_is_asked_on_a_terminal_and_the_answer_is_in_force(
+    plain: PlainServer, stranger: Capture
+) -> None:
+    logical(plain, stranger)
+    stranger.source.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    stranger.source.execute("SELECT pg_reload_conf()")
+    try:
+        shown = answer_on_a_terminal(stranger, "64MB")
+        assert "If the disk fills up, the application stops" in shown
+        assert keep_size(stranger) == "64MB"
+        again = answer_on_a_terminal(stranger, None)
+        assert "If the disk fills up" not in again, "what was decided is not asked again"
+        recorded = stranger.destination.execute(
+            "SELECT arguments->>'max_slot_wal_keep_size' AS size FROM pgaudit_ctx.operations"
+        )
+        assert [row.size for row in recorded] == ["64MB", "64MB"]
+    finally:
+        stranger.source.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        stranger.source.execute("SELECT pg_reload_conf()")
+
+
+def keep_size(capture: Capture) -> str:
+    ((size,),) = capture.source.execute("SHOW max_slot_wal_keep_size")
+    return str(size)
+
+
+def answer_on_a_terminal(capture: Capture, answer: str | None) -> str:
+    """What ``setup`` shows on a terminal of its own where this is typed when it asks."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        terminal_command("setup", "--no-roles"),
+        env=environment(urls_of(capture)),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # on Linux the other end of a terminal is gone like this
+                break
+            if answer is not None and b"or unlimited)" in shown:
+                os.write(ours, f"{answer}\n".encode())
+                answer = None
+        assert process.wait(timeout=60) == 0, shown
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return shown.decode()
 
 
 def logical(plain: PlainServer, capture: Capture, **settings: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 from psycopg import errors
 
 from pgaudit_ctx.doctor.finding import State
-from support.command import start, urls_of
+from support.command import run, start, urls_of
 from support.database import Capture, Database, create_database, drop_database
 from support.doctor import ask, command
+from support.positions import insert
 from support.server import Server
 from support.waiting import eventually
 
@@ -89,21 +90,79 @@ def test_a_worker_does_all_its_work_under_the_two_roles_that_are_meant_for_it(
         assert found[check].state is State.OK, found[check]
 
 
-def test_a_worker_keeps_its_slot_back_under_these_roles_too(made: Capture) -> None:
-    seen = worker_urls(made)
-    seen.options = seen.options._replace(ack_delay=3600.0)
-    made.source.execute("INSERT INTO patient (id, name, status) VALUES (90, 'a', 'ACTIVE')")
-    seen.run()
-    made.destination.execute("UPDATE pgaudit_ctx.captured_positions SET at = at - interval '2 h'")
-    for key in (91, 92):
-        made.source.execute(
-            "INSERT INTO patient (id, name, status) VALUES (%s, 'a', 'ACTIVE')", [key]
-        )
+def test_a_worker_keeps_its_slot_back_under_these_roles_too(
+    server: Server,
+    source_template: str,
+    made: Capture,
+) -> None:
+    ends = Capture(create_database(server, source_template), create_database(server))
+    try:
+        assert command(ends, "setup", "--roles", "clinic").exit_code == 0
+        seen = worker_urls(ends)
+        seen.options = seen.options._replace(ack_delay=3600.0)
+        insert(ends.source, 1)
         seen.run()
-    ((old,),) = made.destination.execute(
-        "SELECT count(*) FROM pgaudit_ctx.captured_positions WHERE at < now() - interval '1 h'"
+        ends.destination.execute(
+            "UPDATE pgaudit_ctx.captured_positions SET at = at - interval '2 h'"
+        )
+        for key in (2, 3):
+            insert(ends.source, key)
+            seen.run()
+        ((old,),) = ends.destination.execute(
+            "SELECT count(*) FROM pgaudit_ctx.captured_positions WHERE at < now() - interval '1 h'"
+        )
+        assert old == 1  # the one that the slot has been told last
+    finally:
+        drop_database(ends.source)
+        drop_database(ends.destination)
+
+
+def test_a_baseline_is_taken_beside_the_worker_under_the_same_two_roles(
+    server: Server, source_template: str, made: Capture
+) -> None:
+    ends = Capture(create_database(server, source_template), create_database(server))
+    try:
+        done = command(ends, "setup", "--roles", "clinic")
+        assert done.exit_code == 0, done.output
+        ends.source.execute(
+            "INSERT INTO patient (id, name, status) SELECT n, 'x', 'ACTIVE'"
+            " FROM generate_series(1, 500) n"
+        )
+        seen = worker_urls(ends)
+        urls = {
+            **urls_of(ends),
+            "PGAUDIT_CTX_SOURCE_URL": seen.options.source,
+            "PGAUDIT_CTX_DESTINATION_URL": seen.options.destination,
+        }
+        worker = start("worker", env=urls)
+        try:
+            eventually(lambda: ask(seen)["worker"].state is State.OK, "the worker reads")
+            ends.source.execute("UPDATE patient SET name = 'y' WHERE id = 1")
+            taken = run("snapshot", "patient", env=urls)
+            assert taken.returncode == 0, taken.stderr
+            ends.source.execute("ALTER TABLE patient ADD email text")
+            ends.source.execute("UPDATE patient SET email = 'e' WHERE id = 2")
+            eventually(lambda: len(stored(ends, "UPDATE")) == 2, "the second change is stored")
+        finally:
+            worker.terminate()
+            _, said = worker.communicate(timeout=30)
+        assert worker.returncode == 0, said
+        assert len(stored(ends, "SNAPSHOT")) == 500
+        open_ = ends.destination.execute(
+            "SELECT key_columns, identity FROM pgaudit_ctx.coverage"
+            " WHERE table_name = 'patient' AND to_lsn IS NULL"
+        )
+        assert [tuple(row) for row in open_] == [(["id"], "FULL")]
+        assert ask(seen)["coverage_holes"].state is State.OK
+    finally:
+        drop_database(ends.source)
+        drop_database(ends.destination)
+
+
+def stored(capture: Capture, operation: str) -> list:
+    return capture.destination.execute(
+        "SELECT primary_key FROM pgaudit_ctx.changes WHERE operation = %s", [operation]
     )
-    assert old == 1  # the one that the slot has been told last
 
 
 @pytest.mark.parametrize(
