@@ -152,7 +152,7 @@ def sqlalchemy_suite(session: nox.Session) -> None:
 
 @nox.session
 def continuity(session: nox.Session) -> None:
-    """Play the page of every way to lose something; ``-- --write-pages`` renews what it shows."""
+    """Play the pages on loss, upgrades and moves; ``-- --write-pages`` renews what it shows."""
     session.install("-e", ".[all]", *group("test"))
     session.run("pytest", "-m", "continuity", "tests/continuity", *session.posargs)
 

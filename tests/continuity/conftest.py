@@ -9,6 +9,8 @@ from pgaudit_ctx.embedded import wheel_binaries
 from pgaudit_ctx.testbed.server import system_binaries
 from support.machine import Machine, running_machine
 
+AUDIT_PORT = 5440
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -31,28 +33,50 @@ def old_and_new(both_versions: dict[int, Path]) -> Iterator[Machine]:
     """A machine with both versions; the old server runs, with what begins each page."""
     with running_machine(both_versions) as machine:
         machine.make_cluster(15, "15")
-        begin(machine)
+        begin_apart(machine, 15)
         yield machine
 
 
 @pytest.fixture(scope="module")
-def one_version(pytestconfig: pytest.Config) -> Iterator[Machine]:
-    """A machine with one server of the version that was asked for."""
+def binaries(pytestconfig: pytest.Config) -> Path:
+    """PostgreSQL's programs of the version that was asked for."""
     system = pytestconfig.getoption("--postgres") == "system"
-    binaries = system_binaries() if system else wheel_binaries()
+    return system_binaries() if system else wheel_binaries()
+
+
+@pytest.fixture(scope="module")
+def one_version(binaries: Path) -> Iterator[Machine]:
+    """A machine with one server, for several tests."""
     with running_machine({18: binaries}) as machine:
         machine.make_cluster(18, "18")
         yield machine
 
 
-def begin(machine: Machine) -> None:
+@pytest.fixture
+def machine(binaries: Path) -> Iterator[Machine]:
+    """A machine of a test's own, with a server ``main`` and another one for the trail."""
+    with running_machine({18: binaries}) as made:
+        made.make_cluster(18, "main")
+        begin_apart(made, 18)
+        yield made
+
+
+def begin(machine: Machine, audit_port: int = 5432) -> None:
     """Make the databases that the pages begin with: a patient, whose first state is captured."""
-    for database in ("clinic", "audit"):
-        machine.execute(f"CREATE DATABASE {database}", "postgres")
+    machine.execute("CREATE DATABASE clinic", "postgres")
+    machine.execute("CREATE DATABASE audit", "postgres", audit_port)
     machine.execute("CREATE TABLE patient (id int PRIMARY KEY, name text)")
     machine.must("pgaudit-ctx setup")
     machine.execute("INSERT INTO patient VALUES (1, 'Ann')")
     machine.must("pgaudit-ctx worker --until-caught-up")
+
+
+def begin_apart(machine: Machine, version: int) -> None:
+    """The same, with the trail on a server of its own that nothing happens to."""
+    machine.make_cluster(version, "audit", AUDIT_PORT)
+    machine.set_url("DESTINATION", "audit", AUDIT_PORT)
+    machine.run(f"export PGAUDIT_CTX_DESTINATION_URL='{machine.url('audit', AUDIT_PORT)}'")
+    begin(machine, AUDIT_PORT)
 
 
 @pytest.fixture

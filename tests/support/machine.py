@@ -40,12 +40,16 @@ class Machine:
     def __init__(self, binaries: Mapping[int, Path]) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="pgaudit-ctx-"))
         self._user = _unprivileged_user()
-        for name in ("usr", "var", "etc", "run", "bin", "bin/copies"):
+        for name in ("usr", "var", "var/archive", "etc", "run", "bin", "bin/copies"):
             (self.root / name).mkdir()
         (self.root / "etc" / "clinic.conf").write_text(
             f"{_SETTINGS}unix_socket_directories = '{self.root}/run'\n"
+            "archive_mode = on\n"
+            f"archive_command = 'cp %p {self.root}/var/archive/%f'\n"
+            f"restore_command = 'cp {self.root}/var/archive/%f %p'\n"
         )
         self._own(self.root)
+        self._own(self.root / "var")
         self._names = {
             page: str(self.root / place)
             for page, place in {
