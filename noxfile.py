@@ -126,7 +126,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
-    # What the authors of a suite see of our types.
+    # What users see of our types.
     session.run("mypy", "tests/typed")
     session.run("pyright", "tests/typed")
     session.run("lint-imports")

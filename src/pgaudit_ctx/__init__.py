@@ -120,20 +120,23 @@ _HOMES: Final = {
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"{__name__}.{home}")
-    except ImportError:
-        if name == "AsyncAuditReader":
-            # Only this reader needs SQLAlchemy's asyncio extension, and that needs greenlet.
-            raise MissingExtra("asyncio", name, "greenlet") from None
-        raise
-    value: object = getattr(module, name)
-    globals()[name] = value
-    return value
+# Hidden from type checkers, which would take any name for one of this package.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            module = importlib.import_module(f"{__name__}.{home}")
+        except ImportError:
+            if name == "AsyncAuditReader":
+                # Only this reader needs SQLAlchemy's asyncio extension, and that needs greenlet.
+                raise MissingExtra("asyncio", name, "greenlet") from None
+            raise
+        value: object = getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
