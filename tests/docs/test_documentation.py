@@ -8,7 +8,8 @@ What a document may assume:
 - ``redis://localhost`` is a real broker, which is started for the page that needs one;
 - a Python block whose first line is the name of a file, ``# conftest.py``, is not run but saved;
   ``run_pytest("test_it.py")``, and the command ``pytest`` in a ``console`` block, run such files;
-- a ``text`` block after code that printed something is what it printed, but for times and LSNs.
+- a ``text`` block after code that printed something is what it printed, but for times and LSNs;
+- in a table whose second column is called ``pgaudit-ctx`` each code in that column is executed.
 
 Invisible code is written ``<!-- invisible-code-block: python … -->``.
 """
@@ -28,9 +29,10 @@ from typing import Any
 import pytest
 import typer
 from sqlalchemy import Engine
-from sybil import Document, Example
+from sybil import Document, Example, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
+from sybil.region import Lexeme
 
 from pgaudit_ctx.cli.app import app
 from pgaudit_ctx.reading import default
@@ -47,6 +49,8 @@ NEEDS = {"tutorial/fastapi.md": "fastapi_users", "tutorial/flask.md": "flask_app
 
 _PLACEHOLDER = re.compile(r"postgresql(\+\w+)?://[\w.:@-]*/(clinic|audit)\b(?!\?)")
 _FILE = re.compile(r"# (\w+\.py)\n")
+_TABLE = re.compile(r"^\|[^|\n]+\| pgaudit-ctx \|.*\n(?:\|.*\n)+", re.MULTILINE)
+_ROW = re.compile(r"^\|[^|\n]+\|([^|\n]+)\|.*$", re.MULTILINE)
 
 
 class Stage:
@@ -79,6 +83,7 @@ class Stage:
             CodeBlockParser("sql", self._execute_sql),
             CodeBlockParser("console", self._try_console),
             CodeBlockParser("bash", check_commands),
+            self._parse_tables,
         ):
             for region in parser(self.document):
                 self.document.add(region)
@@ -99,6 +104,12 @@ class Stage:
                 f"--audit-postgres={server}", "-p", "no:randomly", *arguments
             )
         return result.stdout.str()
+
+    def _parse_tables(self, document: Document) -> Iterator[Region]:
+        for table in _TABLE.finditer(document.text):
+            for row in _ROW.finditer(document.text, table.start(), table.end()):
+                for code in re.findall(r"`([^`]+)`", row[1]):
+                    yield Region(row.start(), row.end(), Lexeme(code, 0, 0), self._python)
 
     def _evaluate_python(self, example: Example) -> None:
         named = _FILE.match(example.parsed)
@@ -239,6 +250,7 @@ def test_the_first_code_of_the_readme_is_a_whole_program_on_one_screen() -> None
         "```python\nassert capture().changes == 1\n```\n",
         "```python\nprint(1)\n```\n\n```text\n2\n```\n",
         "<!-- invisible-code-block: python\nraise LookupError\n-->\n",
+        "| theirs | pgaudit-ctx |\n| --- | --- |\n| `1` | `1` |\n| `1` | `1 / 0` |\n",
         "```sql\n-- on the source\nSELEC 1;\n```\n",
         "```sql\nSELECT 1;\n```\n",
         "```console\n$ pgaudit-ctx worker --untill-caught-up\n```\n",
