@@ -190,7 +190,21 @@ def bench_emission(session: nox.Session) -> None:
     """Measure what emission costs beside no audit and other libraries; arguments go to it."""
     drivers = [name for name in group("test") if name.startswith(("asyncpg", "psycopg2"))]
     session.install("-e", ".[worker,embedded,asyncio]", *drivers)
-    # The other libraries get an environment of their own, so that they may ask for what they want.
+    measure_beside_peers(session, "emission.py")
+
+
+@nox.session(name="bench-reading")
+def bench_reading(session: nox.Session) -> None:
+    """Measure how fast reading is beside other libraries; arguments go to the benchmark."""
+    session.install("-e", ".[worker,embedded]")
+    measure_beside_peers(session, "reading.py")
+
+
+def measure_beside_peers(session: nox.Session, benchmark: str) -> None:
+    """Run a benchmark that compares with libraries in an environment of their own.
+
+    So that they may ask for what they want.
+    """
     peers = Path(session.virtualenv.location, "peers").absolute()
     session.run("python", "-m", "venv", str(peers))
     python = str(peers / "bin" / "python")
@@ -198,7 +212,7 @@ def bench_emission(session: nox.Session) -> None:
     session.run(python, "-m", "pip", "install", "--quiet", "-r", wanted, external=True)
     session.run(
         "python",
-        str(Path("benchmarks", "emission.py")),
+        str(Path("benchmarks", benchmark)),
         "--peers",
         python,
         *session.posargs,

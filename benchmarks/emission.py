@@ -98,9 +98,9 @@ SCOPE_GOAL = 2.0
 class Runner:
     """A process that runs transactions when it is told to."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, script: Path = SERVE) -> None:
         self._process = subprocess.Popen(
-            [python, str(SERVE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Process:
 
     def create(self, library: str, url: str) -> dict[str, Any]:
         """Make the tables in an empty database, and whatever the library needs beside them."""
-        chosen, mapping = self._get(library)
+        chosen, mapping = self.known(library)
         engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         chosen.before_tables(engine)
         mapping.base.metadata.create_all(engine)
@@ -107,7 +107,7 @@ class Process:
         }
 
     def open(self, side: str, library: str, url: str, driver: str) -> dict[str, Any]:
-        self._sides[side] = Side(*self._get(library), url, driver)
+        self._sides[side] = Side(*self.known(library), url, driver)
         return {}
 
     def run(self, side: str, transactions: int) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Process:
             "traced_grown": traced_grown,
         }
 
-    def _get(self, library: str) -> tuple[Library, Mapping]:
+    def known(self, library: str) -> tuple[Library, Mapping]:
         if library not in self._known:
             chosen = LIBRARIES[library]()
             self._known[library] = (chosen, Mapping(chosen.before_models))
@@ -185,9 +185,9 @@ def _resident() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
+def main(process: Any) -> None:
+    """Do what each line of the input asks for, by the methods of a process."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    process = Process()
     with redirect_stdout(sys.stderr):  # libraries may print
         for line in sys.stdin:
             asked = json.loads(line)
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Process())

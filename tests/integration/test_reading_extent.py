@@ -233,4 +233,6 @@ def test_a_verb_asks_two_questions_whatever_the_number_of_versions(
         assert versions.as_of(at(25)).diff
     else:
         reader.as_of(Patient, 1, at(25))
-    assert len(asked) == 2
+    settings, *questions = asked
+    assert "set_config" in settings
+    assert len(questions) == 2

@@ -14,7 +14,7 @@ from pgaudit_ctx.connection import connect
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.caveats import caveats_of, select_covered
 from pgaudit_ctx.reading.extent import Gap
-from pgaudit_ctx.reading.query import select_extent
+from pgaudit_ctx.reading.extent_facts import select_extent
 from pgaudit_ctx.reading.reader import AuditReader
 from pgaudit_ctx.reading.shape import ANY_SCHEMA
 

@@ -1,6 +1,9 @@
 """The asynchronous reader: the same steps as the synchronous one, awaited.
 
-A module of its own, because SQLAlchemy's asyncio extension needs greenlet.
+A module of its own, because SQLAlchemy's asyncio extension needs greenlet. The signatures are those
+of the other reader once more: that a verb gives ``History[M]`` there and an awaitable of it here
+would take a type parameter that is itself generic, which Python does not have; and verbs made at
+run time would be seen by no type checker, editor or documentation. Nothing else is repeated.
 """
 
 import asyncio
@@ -16,19 +19,18 @@ from sqlalchemy.orm import QueryableAttribute
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
+from pgaudit_ctx.reading.connections import (
+    OF_THE_TRAIL,
+    READ_ONLY,
+    Plans,
+    connecting,
+    explained,
+)
 from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.merged_timeline import Timeline
 from pgaudit_ctx.reading.shape import Field, Renamed
-from pgaudit_ctx.reading.steps import (
-    OF_THE_TRAIL,
-    READ_ONLY,
-    Pause,
-    Steps,
-    Verbs,
-    connecting,
-    explained,
-)
+from pgaudit_ctx.reading.steps import Pause, Steps, Verbs, arguments
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import Version
@@ -117,8 +119,8 @@ class AsyncAuditReader(
     ) -> History[Any] | Timeline[Any]:
         """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
         if include is not None:
-            return await self._run(self.timeline_steps(model, key, include, filters))
-        return await self._run(self.history_steps(model, key, filters))
+            return await self._run(self.timeline_steps(model, key, include, filters), Plans.ONCE)
+        return await self._run(self.history_steps(model, key, filters), Plans.ONCE)
 
     @overload
     async def as_of(
@@ -134,7 +136,7 @@ class AsyncAuditReader(
         self, model: Any, key: Any, when: dt.datetime, *, schema: str | None = None
     ) -> Version[Any] | None:
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
-        return await self._run(self.as_of_steps(model, key, when, schema))
+        return await self._run(self.as_of_steps(model, key, when, schema), Plans.ONCE)
 
     @overload
     async def related(
@@ -177,7 +179,7 @@ class AsyncAuditReader(
             UsageError: If there is no such relationship, or ``when`` lies outside of the version's
                 validity.
         """
-        return await self._run(self.related_steps(version, relationship, when))
+        return await self._run(self.related_steps(version, relationship, when), Plans.ONCE)
 
     async def select_as_of(
         self,
@@ -227,7 +229,7 @@ class AsyncAuditReader(
         self, model: Any, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
     ) -> Mapping[str, Version[Any]]:
         """Find which version set each attribute last; see :func:`pgaudit_ctx.blame`."""
-        return await self._run(self.blame_steps(model, key, schema, renamed))
+        return await self._run(self.blame_steps(model, key, schema, renamed), Plans.ONCE)
 
     @overload
     async def deleted(
@@ -326,14 +328,14 @@ class AsyncAuditReader(
         """Run what ``select_changes`` builds; see :meth:`pgaudit_ctx.AuditReader.changes`."""
         return await self._run(self.changes_steps(model, key, limit, filters))
 
-    async def _run(self, steps: Steps[R]) -> R:
+    async def _run(self, steps: Steps[R], plans: Plans = Plans.ANY) -> R:
         answer: Any = None
         while True:
             with explained():
-                async with self._connected() as target:
+                async with self._connected(plans) as target:
                     try:
                         while not isinstance(asked := steps.send(answer), Pause):
-                            answer = (await target.execute(asked)).all()
+                            answer = (await target.execute(*arguments(asked))).all()
                     except StopIteration as done:
                         result: R = done.value
                         return result
@@ -341,7 +343,7 @@ class AsyncAuditReader(
             await asyncio.sleep(asked.seconds)
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self, plans: Plans) -> AsyncIterator[AsyncConnection]:
         """Give what runs statements; see :meth:`pgaudit_ctx.AuditReader._connected`."""
         destination = self.destination
         if isinstance(destination, AsyncConnection):
@@ -352,18 +354,20 @@ class AsyncAuditReader(
             async with AsyncExitStack() as stack:
                 with connecting(destination.url):
                     connection = await stack.enter_async_context(destination.connect())
-                yield await self._limited(await connection.execution_options(**READ_ONLY))
+                yield await self._set_up(await connection.execution_options(**READ_ONLY), plans)
+                # psycopg forgets what it has prepared at a ROLLBACK.
+                await connection.commit()
         else:
             async with destination() as session:
-                yield await self._limited(await self._of(session, READ_ONLY))
+                yield await self._set_up(await self._of(session, READ_ONLY), plans)
 
     @staticmethod
     async def _of(session: AsyncSession, options: dict[str, Any] | None = None) -> AsyncConnection:
         with connecting(session.get_bind(**OF_THE_TRAIL).engine.url):
             return await session.connection(OF_THE_TRAIL, options)
 
-    async def _limited(self, connection: AsyncConnection) -> AsyncConnection:
-        limit = self._limit()
-        if limit is not None:
-            await connection.execute(limit)
+    async def _set_up(self, connection: AsyncConnection, plans: Plans) -> AsyncConnection:
+        settings = self._settings(plans)
+        if settings is not None:
+            await connection.execute(settings)
         return connection

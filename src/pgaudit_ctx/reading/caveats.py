@@ -55,7 +55,7 @@ def caveats_of(
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
 ) -> list[Caveats]:
-    """Read what :func:`pgaudit_ctx.reading.query.select_extent` found of these tables.
+    """Read what :func:`pgaudit_ctx.reading.extent_facts.select_extent` found of these tables.
 
     Args:
         facts: Its rows, in any order.

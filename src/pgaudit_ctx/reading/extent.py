@@ -96,7 +96,7 @@ class Extent:
 def extent_of(
     facts: Iterable[Any], tables: Sequence[Table], source: str | None, label: str
 ) -> Extent:
-    """Read what :func:`pgaudit_ctx.reading.query.select_extent` found.
+    """Read what :func:`pgaudit_ctx.reading.extent_facts.select_extent` found.
 
     Args:
         facts: Its rows, in any order.

@@ -113,12 +113,6 @@ def version_at(
         ),
         None,
     )
-    if trail.whole_from > 1 and (found is None or found.number < trail.whole_from):
-        raise UsageError(
-            f"this history of {_record(trail)} was loaded in part, and what was valid at {when} "
-            "may not be in it. Remedy: ask as_of(), or history() without limit, since, until, user "
-            "and fields"
-        )
     position = (0, 0) if found is None else (found.epoch, parse_lsn(found.commit_lsn))
     absent = False
     baseline = next((b for b in reversed(extent.baselines) if b.time <= when), None)

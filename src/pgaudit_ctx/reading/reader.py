@@ -12,20 +12,19 @@ from sqlalchemy.orm import QueryableAttribute, Session, sessionmaker
 
 from pgaudit_ctx.errors import UsageError
 from pgaudit_ctx.reading.changes import ChangeFilters
+from pgaudit_ctx.reading.connections import (
+    OF_THE_TRAIL,
+    READ_ONLY,
+    Plans,
+    connecting,
+    explained,
+)
 from pgaudit_ctx.reading.extent import CompleteUpTo
 from pgaudit_ctx.reading.history import History, HistoryFilters
 from pgaudit_ctx.reading.merged_timeline import Timeline
 from pgaudit_ctx.reading.related_steps import related_steps
 from pgaudit_ctx.reading.shape import Field, Renamed
-from pgaudit_ctx.reading.steps import (
-    OF_THE_TRAIL,
-    READ_ONLY,
-    Pause,
-    Steps,
-    Verbs,
-    connecting,
-    explained,
-)
+from pgaudit_ctx.reading.steps import Pause, Steps, Verbs, arguments
 from pgaudit_ctx.reading.trail import Change
 from pgaudit_ctx.reading.transaction import Transaction
 from pgaudit_ctx.reading.version import LoadsRelatives, Relatives, Trail, Version
@@ -110,8 +109,8 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
     ) -> History[Any] | Timeline[Any]:
         """Rebuild the versions of one record; see :func:`pgaudit_ctx.history`."""
         if include is not None:
-            return self._run(self.timeline_steps(model, key, include, filters))
-        return self._run(self.history_steps(model, key, filters))
+            return self._run(self.timeline_steps(model, key, include, filters), Plans.ONCE)
+        return self._run(self.history_steps(model, key, filters), Plans.ONCE)
 
     @overload
     def as_of(
@@ -127,7 +126,7 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         self, model: Any, key: Any, when: dt.datetime, *, schema: str | None = None
     ) -> Version[Any] | None:
         """Give the version valid at a moment; see :func:`pgaudit_ctx.as_of`."""
-        return self._run(self.as_of_steps(model, key, when, schema))
+        return self._run(self.as_of_steps(model, key, when, schema), Plans.ONCE)
 
     @overload
     def related(
@@ -170,7 +169,7 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             UsageError: If there is no such relationship, or ``when`` lies outside of the version's
                 validity.
         """
-        return self._run(self.related_steps(version, relationship, when))
+        return self._run(self.related_steps(version, relationship, when), Plans.ONCE)
 
     def select_as_of(
         self,
@@ -220,7 +219,7 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
         self, model: Any, key: Any, *, schema: str | None = None, renamed: Renamed | None = None
     ) -> Mapping[str, Version[Any]]:
         """Find which version set each attribute last; see :func:`pgaudit_ctx.blame`."""
-        return self._run(self.blame_steps(model, key, schema, renamed))
+        return self._run(self.blame_steps(model, key, schema, renamed), Plans.ONCE)
 
     @overload
     def deleted(
@@ -332,17 +331,17 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
 
     def _loads_relatives(self) -> LoadsRelatives:
         def load(trail: Trail[Any], name: str) -> Relatives:
-            return self._run(related_steps(trail, name))
+            return self._run(related_steps(trail, name), Plans.ONCE)
 
         return load
 
-    def _run(self, steps: Steps[R]) -> R:
+    def _run(self, steps: Steps[R], plans: Plans = Plans.ANY) -> R:
         answer: Any = None
         while True:
-            with explained(), self._connected() as target:
+            with explained(), self._connected(plans) as target:
                 try:
                     while not isinstance(asked := steps.send(answer), Pause):
-                        answer = target.execute(asked).all()
+                        answer = target.execute(*arguments(asked)).all()
                 except StopIteration as done:
                     result: R = done.value
                     return result
@@ -350,7 +349,7 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             time.sleep(asked.seconds)
 
     @contextmanager
-    def _connected(self) -> Iterator[Connection]:
+    def _connected(self, plans: Plans) -> Iterator[Connection]:
         """Give what runs statements; a transaction of ours is read-only, and ended at once."""
         destination = self.destination
         if isinstance(destination, Connection):
@@ -362,18 +361,20 @@ class AuditReader(Verbs[Engine | Connection | Session | sessionmaker[Any]]):
             with ExitStack() as stack:
                 with connecting(destination.url):
                     connection = stack.enter_context(destination.connect())
-                yield self._limited(connection.execution_options(**READ_ONLY))
+                yield self._set_up(connection.execution_options(**READ_ONLY), plans)
+                # psycopg forgets what it has prepared at a ROLLBACK.
+                connection.commit()
         else:
             with destination() as session:
-                yield self._limited(self._of(session, READ_ONLY))
+                yield self._set_up(self._of(session, READ_ONLY), plans)
 
     @staticmethod
     def _of(session: Session, options: dict[str, Any] | None = None) -> Connection:
         with connecting(session.get_bind(**OF_THE_TRAIL).engine.url):
             return session.connection(OF_THE_TRAIL, options)
 
-    def _limited(self, connection: Connection) -> Connection:
-        limit = self._limit()
-        if limit is not None:
-            connection.execute(limit)
+    def _set_up(self, connection: Connection, plans: Plans) -> Connection:
+        settings = self._settings(plans)
+        if settings is not None:
+            connection.execute(settings)
         return connection

@@ -18,8 +18,10 @@ from sqlalchemy import (
 
 from pgaudit_ctx.change import Operation
 from pgaudit_ctx.reading.extent import Extent, Table, extent_of
+from pgaudit_ctx.reading.extent_facts import select_extent
 from pgaudit_ctx.reading.mapped import ModelShape
-from pgaudit_ctx.reading.query import of_tables, select_extent, select_records, still_valid
+from pgaudit_ctx.reading.query import of_tables, still_valid
+from pgaudit_ctx.reading.records import select_records
 from pgaudit_ctx.reading.relationship import Association, Columns, Values, relationship_of
 from pgaudit_ctx.reading.relatives import Life, Related, key_values, keyed_by
 from pgaudit_ctx.reading.timeline import build_trail

@@ -5,27 +5,24 @@ They do no I/O, so the synchronous and the asynchronous reader drive the very sa
 
 import datetime as dt
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import URL, Executable, Select, func, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Executable, Select
 
 from pgaudit_ctx.errors import (
-    ConnectionFailed,
-    DestinationNotReady,
     NotCaptured,
     NotCaughtUp,
     SourceAmbiguous,
     SourceUnknown,
     UsageError,
 )
-from pgaudit_ctx.reading import query
+from pgaudit_ctx.reading import query, records
 from pgaudit_ctx.reading.captured import select_covered, select_sources
 from pgaudit_ctx.reading.changes import ChangeFilters, changes_of
 from pgaudit_ctx.reading.compare import blame_of
+from pgaudit_ctx.reading.connections import Plans, settings_of
 from pgaudit_ctx.reading.extent import (
     CompleteUpTo,
     Extent,
@@ -33,6 +30,7 @@ from pgaudit_ctx.reading.extent import (
     never_captured,
     nothing_yet,
 )
+from pgaudit_ctx.reading.extent_facts import select_extent
 from pgaudit_ctx.reading.history import (
     History,
     HistoryFilters,
@@ -57,19 +55,10 @@ from pgaudit_ctx.reading.version import (
     Version,
     trail_of,
 )
-from pgaudit_ctx.unreachable import why_unreachable
 from pgaudit_ctx.wal.lsn import format_lsn, parse_lsn
 
 R = TypeVar("R")
 D = TypeVar("D")
-
-_NO_SUCH_TABLE: Final = frozenset({"42P01", "42703", "3F000"})
-_NOT_ALLOWED: Final = "42501"
-
-READ_ONLY: Final[dict[str, Any]] = {"postgresql_readonly": True}
-"""The options of a connection whose transaction is ours."""
-OF_THE_TRAIL: Final[dict[str, Any]] = {"mapper": inspect(Change)}
-"""Which of a session's binds is asked for."""
 
 _BETWEEN_LOOKS: Final = 0.05
 
@@ -80,55 +69,12 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Steps: TypeAlias = Generator[Executable | Pause, Any, R]
+Steps: TypeAlias = Generator[Executable | records.Bound | Pause, Any, R]
 
 
-@contextmanager
-def connecting(url: URL) -> Iterator[None]:
-    """Say why no connection can be made, whichever driver it is that cannot make it."""
-    try:
-        yield
-    # asyncpg's own errors, and the system's, come as they are; so does a port past 65535.
-    except (DBAPIError, OSError, OverflowError, ValueError) as error:
-        said = error.orig if isinstance(error, DBAPIError) else error
-        raise _unreachable(str(said), url) from None
-    except Exception as error:
-        if getattr(error, "sqlstate", None) is None:
-            raise
-        raise _unreachable(str(error), url) from None
-
-
-def _unreachable(said: str, url: URL) -> ConnectionFailed:
-    host = url.host or ", ".join(url.normalized_query.get("host", ()))
-    return ConnectionFailed(
-        why_unreachable(said, "destination", host=host, database=url.database, user=url.username)
-    )
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say what it means that a connection was lost, or the trail's tables may not be read."""
-    try:
-        yield
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise ConnectionFailed(
-                "the connection to the destination was lost while the trail was read. Remedy: see "
-                "that its server runs, and ask again"
-            ) from None
-        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-        if state in _NO_SUCH_TABLE:
-            raise DestinationNotReady(
-                "this database holds no trail: it has no table pgaudit_ctx.changes of this "
-                "version. Remedy: check that the destination's URL is meant, or run pgaudit-ctx "
-                "setup"
-            ) from None
-        if state == _NOT_ALLOWED:
-            raise DestinationNotReady(
-                "this role may not read the trail. Remedy, as its owner: GRANT USAGE ON SCHEMA "
-                "pgaudit_ctx, and SELECT ON ALL TABLES IN SCHEMA pgaudit_ctx, to it"
-            ) from None
-        raise
+def arguments(asked: Executable | records.Bound) -> tuple[Executable, Mapping[str, Any] | None]:
+    """Give what ``execute()`` takes."""
+    return asked if isinstance(asked, records.Bound) else (asked, None)
 
 
 class Verbs(Generic[D]):
@@ -151,15 +97,14 @@ class Verbs(Generic[D]):
         self.context_keys = ContextKeys(user_key, reason_key, context_model)
         self.statement_timeout = statement_timeout
 
-    def _limit(self) -> Executable | None:
-        """Give the statement that bounds the others of its transaction, if they are bounded."""
+    def _settings(self, plans: Plans) -> Executable | None:
+        """Give the statement that bounds the others of its transaction, and says how to plan."""
         if self.statement_timeout is None:
-            return None
-        milliseconds = str(max(1, round(self.statement_timeout * 1000)))
-        return select(func.set_config("statement_timeout", milliseconds, True))
+            return settings_of(None, plans)
+        return settings_of(max(1, round(self.statement_timeout * 1000)), plans)
 
     def _extent(self, shape: Shape[Any]) -> Steps[Extent]:
-        facts = yield query.select_extent(shape.tables)
+        facts = yield select_extent(shape.tables)
         return extent_of(facts, shape.tables, self.source, shape.label)
 
     def _trail(
@@ -167,7 +112,9 @@ class Verbs(Generic[D]):
     ) -> Steps[Trail[Any]]:
         extent = yield from self._extent(shape)
         keys = shape.keys(shape.key(key, extent.key_columns[shape.tables[0]]), extent.key_columns)
-        rows = yield query.select_record(extent, shape.tables, keys, include_undone=include_undone)
+        rows = yield records.select_record(
+            extent, shape.tables, keys, include_undone=include_undone
+        )
         if not rows:
             if extent.untouched:
                 raise nothing_yet([extent.source])
@@ -280,9 +227,9 @@ class Verbs(Generic[D]):
         shape = self._shape(model, schema)
         first = shape.tables[0]
         extent = yield from self._extent(shape)
-        emptied = yield query.select_last_truncate(extent, first)
+        emptied = yield records.select_last_truncate(extent, first)
         last = tuple(emptied[0]) if emptied else None
-        gone = yield query.select_gone(extent, first, last, since=since, until=until, limit=limit)
+        gone = yield records.select_gone(extent, first, last, since=since, until=until, limit=limit)
         if not gone and extent.untouched:
             raise nothing_yet([extent.source])
         found = [
@@ -297,11 +244,11 @@ class Verbs(Generic[D]):
         ]
         if not found:
             return []
-        rows = yield query.select_records(
+        rows = yield records.select_records(
             extent, shape.tables, [key for trail in found for key in trail.keys.values()]
         )
         for trail in found:
-            build_trail(trail, [row for row in rows if query.belongs(row, trail.keys)])
+            build_trail(trail, [row for row in rows if records.belongs(row, trail.keys)])
         return [trail.versions[-1] for trail in found if trail.versions]
 
     def transaction_steps(

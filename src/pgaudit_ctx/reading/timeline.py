@@ -42,20 +42,6 @@ def build_trail(trail: Trail[M], rows: Iterable[Any]) -> Trail[M]:
     return trail
 
 
-def build_numbered(trail: Trail[M], rows: Iterable[Any]) -> Trail[M]:
-    """Fill a trail with some of a record's versions, numbered already.
-
-    Args:
-        trail: Without versions; ``whole_from`` says where the part begins that misses none.
-        rows: As :func:`pgaudit_ctx.reading.query.select_part` gives them.
-    """
-    siblings: dict[int, Version[M]] = {}
-    for row in rows:
-        version = _version(trail, row, row.number, row.ends, siblings)
-        trail.versions.append(version)
-    return trail
-
-
 def _versions(
     trail: Trail[M], rows: Sequence[Any], siblings: dict[int, Version[M]], *, undone: bool = False
 ) -> Iterator[Version[M]]:

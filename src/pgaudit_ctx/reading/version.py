@@ -62,9 +62,8 @@ class Trail(Generic[M]):
         keys: Its key in each of its tables.
         extent: What the trail can know of these.
         context_keys: How contexts are read.
-        versions: In order; all of them, unless a filter made it load only a part.
+        versions: In order, all of them.
         undone: Versions that a failover has undone, in order.
-        whole_from: The number from which on every version is loaded.
         load: Asks for related records; ``None`` where that has to be awaited.
         relatives: What relationships led to, as far as it was asked for.
     """
@@ -75,7 +74,6 @@ class Trail(Generic[M]):
     context_keys: ContextKeys
     versions: "list[Version[M]]" = field(default_factory=list)
     undone: "list[Version[M]]" = field(default_factory=list)
-    whole_from: int = 1
     load: LoadsRelatives | None = None
     relatives: dict[str, Relatives] = field(default_factory=dict)
 
