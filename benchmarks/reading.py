@@ -34,8 +34,8 @@ from reading_data import (
     build_continuum,
     build_postgresql_audit,
     build_trail,
-    index_sizes,
 )
+from reading_indexes import index_costs, index_sizes
 from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -374,13 +374,14 @@ def report_locks(urls: dict[str, str]) -> None:
     print("\n" + table([*head, "callers that keep theirs open"], lines))
 
 
-def report_sizes(url: str, rows: int) -> None:
-    sizes = index_sizes(url)
-    lines = [
-        [name.removeprefix("pgaudit_ctx."), f"{size / 2**20:,.0f}", f"{size / rows:.1f}"]
-        for name, size in sorted(sizes.items(), key=lambda item: -item[1])
-    ]
-    print("\n" + table(["quarters", "MB", "bytes a change"], lines))
+def report_indexes(url: str, rows: int) -> None:
+    costs = index_costs(url)
+    lines = []
+    for name, size in sorted(index_sizes(url).items(), key=lambda item: -item[1]):
+        cost = Figure.of([costs[name]]).show(".1f") if name in costs else ""
+        shown = [f"{size / 2**20:,.0f}", f"{size / rows:.1f}", cost]
+        lines.append([name.removeprefix("pgaudit_ctx."), *shown])
+    print("\n" + table(["quarters", "MB", "bytes a change", "µs of CPU a change"], lines))
 
 
 def run(server: Server, options: argparse.Namespace, stack: ExitStack) -> None:
@@ -407,7 +408,7 @@ def run(server: Server, options: argparse.Namespace, stack: ExitStack) -> None:
     for engine in ENGINES:
         engine.dispose()
     report_locks({side.label: urls[name] for side, name in zip(sides, urls, strict=True)})
-    report_sizes(urls[f"quarters_{rows}"], rows)
+    report_indexes(urls[f"quarters_{rows}"], rows)
 
 
 def main() -> None:

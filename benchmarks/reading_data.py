@@ -313,16 +313,3 @@ def _drop_indexes(database: psycopg.Connection, tables: Sequence[str]) -> list[s
                 database.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint} CASCADE")
                 again.append(f"ALTER TABLE {table} ADD CONSTRAINT {constraint} {said}")
     return again
-
-
-def index_sizes(url: str) -> dict[str, int]:
-    """Bytes of the heap and of each index of ``changes``, all partitions together."""
-    with psycopg.connect(url) as database:
-        rows = database.execute(
-            "SELECT 'rows', sum(pg_relation_size(inhrelid)) FROM pg_inherits"
-            " WHERE inhparent = 'pgaudit_ctx.changes'::regclass UNION ALL"
-            " SELECT p.indexrelid::regclass::text, sum(pg_relation_size(h.inhrelid))"
-            " FROM pg_index p JOIN pg_inherits h ON h.inhparent = p.indexrelid"
-            " WHERE p.indrelid = 'pgaudit_ctx.changes'::regclass GROUP BY 1"
-        )
-        return {name: int(size) for name, size in rows}

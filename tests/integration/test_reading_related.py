@@ -320,13 +320,18 @@ def test_the_number_of_queries_does_not_depend_on_the_number_of_records(
         trail.change("INSERT", "doctor_patient", 110 + n, key=("1", str(n)), after=link)
     asked = []
     engine = destination.engine()
-    event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+
+    def count(*args: Any) -> None:
+        if "set_config" not in args[2]:  # how to plan: no question, once in a transaction
+            asked.append(args[2])
+
+    event.listen(engine, "before_cursor_execute", count)
     reader = AuditReader(engine, statement_timeout=None)
     timeline = reader.history(Patient, 1, include=[Patient.visits, Patient.doctors])
     assert len(timeline) == 1 + 2 * records  # what the doctors were before is not hers
-    assert len(asked) == 9  # one of them says how to plan the others
+    assert len(asked) == 8
     version = timeline.history[0]
-    assert (version.related(Patient.visits), len(asked)) == ([], 9)
+    assert (version.related(Patient.visits), len(asked)) == ([], 8)
     later = reader.as_of(Patient, 1, at(200))
     assert later is not None
     del asked[:]
