@@ -17,7 +17,7 @@ from pgaudit_ctx.embedded import EmbeddedPostgres
 from support.clinic import Base
 from support.command import command as terminal_command
 from support.command import environment, start, urls_of
-from support.database import Capture, create_database
+from support.database import Capture, create_database, drop_database
 from support.doctor import ask, command, follow, run_step, steps
 from support.server import Server, server_of_its_own
 from support.waiting import eventually
@@ -117,10 +117,9 @@ def stranger(plain: PlainServer) -> Iterator[Capture]:
     made = Capture(source, create_database(plain))
     made.options = made.options._replace(slot="pgaudit_ctx")
     yield made
-    source.execute(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-        " WHERE database = current_database()"
-    )
+    # Or the roles of the whole server could not be dropped by whoever comes next.
+    for end in (source, made.destination):
+        drop_database(end)
 
 
 def first_problem(capture: Capture) -> Finding | None:

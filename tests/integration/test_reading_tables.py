@@ -188,6 +188,7 @@ def test_what_a_failover_has_undone_is_not_in_it(destination: Database) -> None:
     trail.change("INSERT", "patient", 10, after=ANN)
     trail.change("DELETE", "patient", 30, before=ANN)
     trail.epoch(2, 25, "failover", fork=25)
+    trail.cover("patient", epoch=2, since=25)
     reader = AuditReader(destination.engine())
     with Session(destination.engine()) as session:
         for statement in (select_as_of(Patient, at(40)), reader.select_as_of(Patient, at(40))):
